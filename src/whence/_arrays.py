@@ -1,0 +1,274 @@
+"""Arrays of any framework, as the mathematics sees them.
+
+Everything above this file is written against the array API standard and works on NumPy arrays,
+torch tensors and JAX arrays alike. Here stands what the standard leaves out: finding the namespace,
+moving to NumPy, checking, and the three linear-algebra kernels for which LAPACK on NumPy arrays is
+worth a path of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+import numpy as np
+import scipy.linalg
+
+from whence._errors import MissingExtraError, WhenceError
+
+__all__ = [
+    "Array",
+    "as_numpy",
+    "assign",
+    "astype",
+    "check_finite",
+    "check_number",
+    "cholesky",
+    "import_extra",
+    "itemsize",
+    "namespace",
+    "one_hot",
+    "rank_k_update",
+    "row_slices",
+]
+
+Array = Any
+"""An array of NumPy, torch, JAX, or any library that follows the array API standard."""
+
+
+def namespace(*arrays: Array) -> ModuleType:
+    """Return the array API namespace that all ``arrays`` belong to.
+
+    Examples
+    --------
+    >>> namespace(np.zeros(2)).__name__
+    'array_api_compat.numpy'
+    """
+    return array_api_compat.array_namespace(*(a for a in arrays if a is not None))
+
+
+def as_numpy(array: Any) -> np.ndarray:
+    """Return ``array`` as a NumPy array, without a copy where its memory can be viewed.
+
+    TensorFlow's eager CPU tensors and torch's CPU tensors are viewed; others are copied to the host.
+    """
+    if isinstance(array, np.ndarray):
+        return array
+    detach = getattr(array, "detach", None)
+    if detach is not None:  # a torch tensor, perhaps with a gradient, perhaps on a device
+        array = detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":  # NumPy has no bfloat16
+            array = array.float()
+    result = np.asarray(array)
+    if result.dtype.name == "bfloat16":
+        result = result.astype(np.float32)
+    return result
+
+
+def astype(array: Array, dtype: Any) -> Array:
+    """Return ``array`` with ``dtype``, itself if it already has it."""
+    return namespace(array).astype(array, dtype, copy=False)
+
+
+def assign(array: Array, index: Any, value: Any) -> Array:
+    """Return ``array`` with ``array[index] = value``, in place where arrays can be changed.
+
+    Examples
+    --------
+    >>> assign(np.zeros(2), -1, 3.0)
+    array([0., 3.])
+    """
+    if array_api_compat.is_jax_array(array):
+        return array.at[index].set(value)
+    array[index] = value
+    return array
+
+
+def itemsize(array: Array) -> int:
+    """Return the bytes of one element of a floating-point ``array``."""
+    return int(namespace(array).finfo(array.dtype).bits) // 8
+
+
+def one_hot(labels: Array, n_classes: int, dtype: Any) -> Array:
+    """Return the ``(n, n_classes)`` indicator rows of integer ``labels (n,)``.
+
+    Examples
+    --------
+    >>> one_hot(np.asarray([1, 0]), 2, np.float64)
+    array([[0., 1.],
+           [1., 0.]])
+    """
+    xp = namespace(labels)
+    classes = xp.arange(n_classes, dtype=labels.dtype, device=array_api_compat.device(labels))
+    return xp.astype(labels[:, None] == classes[None, :], dtype)
+
+
+def check_finite(array: Array, what: str, where: str, fix: str) -> None:
+    """Raise if ``array`` holds NaN or infinity.
+
+    Parameters
+    ----------
+    array : array
+        Any shape; integer arrays pass.
+    what, where : str
+        What the array is and which batch it came from, for the message.
+    fix : str
+        What the user should do.
+
+    Raises
+    ------
+    WhenceError
+        If a value is NaN or infinite.
+    """
+    xp = namespace(array)
+    if not xp.isdtype(array.dtype, ("real floating", "complex floating")):
+        return
+    if bool(xp.all(xp.isfinite(array))):
+        return
+    n_bad = int(xp.sum(xp.astype(~xp.isfinite(array), xp.int64)))
+    raise WhenceError(what, f"finite values in {where}", f"{n_bad} NaN or infinite values", fix)
+
+
+def check_number(
+    value: Any, argument: str, *, minimum: float = 0.0, strictly: bool = False, integer: bool = False
+) -> None:
+    """Raise unless ``value`` is a finite number ``>= minimum`` (``> minimum`` if ``strictly``).
+
+    Examples
+    --------
+    >>> check_number(-1, "damping")
+    Traceback (most recent call last):
+        ...
+    whence._errors.WhenceError: damping: expected a number >= 0, got -1. Pass a value in that range.
+    """
+    kinds: tuple[type, ...] = (int, np.integer) if integer else (int, float, np.integer, np.floating)
+    valid = isinstance(value, kinds) and not isinstance(value, bool) and bool(np.isfinite(value))
+    if valid and (value > minimum if strictly else value >= minimum):
+        return
+    noun = "an integer" if integer else "a number"
+    sign = ">" if strictly else ">="
+    raise WhenceError(
+        argument, f"{noun} {sign} {minimum:g}", repr(value), "Pass a value in that range."
+    )
+
+
+def row_slices(n_rows: int, block_rows: int) -> Iterator[slice]:
+    """Yield the slices that cut ``n_rows`` into blocks of ``block_rows``, the last one ragged.
+
+    Examples
+    --------
+    >>> [(s.start, s.stop) for s in row_slices(5, 2)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    for start in range(0, n_rows, block_rows):
+        yield slice(start, min(start + block_rows, n_rows))
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Import ``module``, or say which extra of whence brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
+            raise  # the package is there and broken: its own message says more
+        raise MissingExtraError(module.split(".")[0], extra) from error
+
+
+def rank_k_update(matrix: Array | None, rows: Array, scale: float) -> Array:
+    """Return ``matrix + scale * rows.T @ rows``, of which only the lower triangle is meaningful.
+
+    Parameters
+    ----------
+    matrix : array of shape (m, m) or None
+        The running sum, updated in place where the library allows it; ``None`` starts one.
+    rows : array of shape (n, m)
+    scale : float
+
+    Returns
+    -------
+    array of shape (m, m)
+    """
+    if isinstance(rows, np.ndarray) and rows.dtype in (np.float32, np.float64):
+        # BLAS does half the work of a full product and accumulates in place. ``rows.T`` of a
+        # C-ordered block is what BLAS calls column-major, so nothing is copied.
+        syrk = scipy.linalg.blas.ssyrk if rows.dtype == np.float32 else scipy.linalg.blas.dsyrk
+        if matrix is None:
+            return syrk(scale, rows.T, lower=1)
+        return syrk(scale, rows.T, beta=1.0, c=matrix, lower=1, overwrite_c=1)
+    product = scale * (rows.T @ rows)
+    return product if matrix is None else matrix + product
+
+
+class cholesky:  # noqa: N801 - used like a function that returns a factor
+    """The Cholesky factor of a symmetric positive definite matrix, and solves with it.
+
+    Parameters
+    ----------
+    matrix : array of shape (m, m)
+        Only its lower triangle is read. Overwritten where the library allows it.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If the matrix is not positive definite.
+
+    Examples
+    --------
+    >>> factor = cholesky(np.asarray([[4.0, 0.0], [0.0, 1.0]]))
+    >>> factor.solve(np.asarray([[8.0], [3.0]])).ravel()
+    array([2., 3.])
+    >>> factor.inverse()
+    array([[0.25, 0.  ],
+           [0.  , 1.  ]])
+    """
+
+    def __init__(self, matrix: Array) -> None:
+        self._inverse: Array | None = None
+        self._factor_inverse: Array | None = None
+        if isinstance(matrix, np.ndarray):
+            self.factor = scipy.linalg.cholesky(
+                matrix, lower=True, overwrite_a=True, check_finite=False
+            )
+            return
+        xp = namespace(matrix)
+        lower = xp.tril(matrix)
+        try:
+            self.factor = xp.linalg.cholesky(lower + xp.tril(matrix, k=-1).T)
+        except Exception as error:  # each library raises its own type
+            raise np.linalg.LinAlgError(str(error)) from error
+        if not bool(xp.all(xp.isfinite(self.factor))):  # JAX returns NaN instead of raising
+            raise np.linalg.LinAlgError("matrix is not positive definite")
+
+    def solve(self, right: Array) -> Array:
+        """Return ``matrix^{-1} @ right`` for ``right`` of shape ``(m, k)``."""
+        if isinstance(right, np.ndarray):
+            return scipy.linalg.cho_solve((self.factor, True), right, check_finite=False)
+        if self._factor_inverse is None:
+            xp = namespace(self.factor)
+            self._factor_inverse = xp.linalg.inv(self.factor)  # the standard has no triangular solve
+        return self._factor_inverse.T @ (self._factor_inverse @ right)
+
+    def inverse(self) -> Array:
+        """Return the whole inverse, shape ``(m, m)``; computed on the first call."""
+        if self._inverse is None:
+            if isinstance(self.factor, np.ndarray):
+                potri = scipy.linalg.get_lapack_funcs("potri", (self.factor,))
+                inverse, _ = potri(self.factor, lower=1)
+                _mirror_lower(inverse)
+                self._inverse = inverse
+            else:
+                xp = namespace(self.factor)
+                self._inverse = self.solve(xp.eye(self.factor.shape[0], dtype=self.factor.dtype))
+        return self._inverse
+
+
+def _mirror_lower(matrix: np.ndarray, block: int = 512) -> None:
+    """Copy the lower triangle of ``matrix`` onto the upper one, in place, by blocks."""
+    size = matrix.shape[0]
+    for rows in row_slices(size, block):
+        matrix[rows, rows.stop :] = matrix[rows.stop :, rows].T
+        corner = matrix[rows, rows]
+        matrix[rows, rows] = np.tril(corner) + np.tril(corner, -1).T

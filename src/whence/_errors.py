@@ -1,0 +1,83 @@
+"""The errors that whence raises: each names the argument, what was expected, what was got, what to do."""
+
+from __future__ import annotations
+
+__all__ = ["MissingExtraError", "NotConvergedError", "NotPositiveDefiniteError", "WhenceError"]
+
+
+class WhenceError(ValueError):
+    """Base class of every error raised by whence for input that it cannot answer.
+
+    Parameters
+    ----------
+    argument : str
+        The argument, or the part of one, that is at fault.
+    expected : str
+        What it should have been.
+    got : str
+        What it was.
+    fix : str, default=""
+        What to do about it, as one sentence.
+
+    Examples
+    --------
+    >>> print(WhenceError("damping", "a number >= 0", "-1.0", "Pass damping=1e-3."))
+    damping: expected a number >= 0, got -1.0. Pass damping=1e-3.
+    """
+
+    def __init__(self, argument: str, expected: str, got: str, fix: str = "") -> None:
+        self.argument = argument
+        self.expected = expected
+        self.got = got
+        self.fix = fix
+        message = f"{argument}: expected {expected}, got {got.rstrip('.')}."
+        super().__init__(f"{message} {fix}".strip())
+
+
+class NotPositiveDefiniteError(WhenceError):
+    """The damped Hessian has a negative or zero eigenvalue, so ``H^{-1}`` is not what is wanted.
+
+    Attributes
+    ----------
+    smallest_eigenvalue : float
+        The smallest eigenvalue of ``H + lam I``, as computed.
+    """
+
+    def __init__(self, smallest_eigenvalue: float, damping: float, fix: str) -> None:
+        self.smallest_eigenvalue = smallest_eigenvalue
+        super().__init__(
+            f"damping (={damping:g})",
+            "a damped Hessian that is positive definite",
+            f"a smallest eigenvalue of {smallest_eigenvalue:.6g}",
+            fix,
+        )
+
+
+class NotConvergedError(WhenceError):
+    """An iterative solver stopped before it reached its tolerance.
+
+    Attributes
+    ----------
+    relative_residual : float
+        The largest relative residual reached over the right-hand sides.
+    """
+
+    def __init__(self, argument: str, expected: str, relative_residual: float, fix: str) -> None:
+        self.relative_residual = relative_residual
+        super().__init__(argument, expected, f"a relative residual of {relative_residual:.3g}", fix)
+
+
+class MissingExtraError(ImportError):
+    """A feature needs a package that is not installed.
+
+    Examples
+    --------
+    >>> print(MissingExtraError("jinja2", "report"))
+    This needs the package 'jinja2', which is not installed. Run: pip install 'whence[report]'
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"This needs the package {package!r}, which is not installed. "
+            f"Run: pip install 'whence[{extra}]'"
+        )

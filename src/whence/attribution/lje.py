@@ -1,0 +1,226 @@
+"""Representer point selection by local Jacobian expansion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from whence._arrays import Array, as_numpy, astype, check_number, namespace
+from whence._errors import WhenceError
+from whence.attribution.base import Attribution
+from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
+from whence.index import Shard, shuffle_buffer_sample
+from whence.linear_layer import Block, Blocks, LinearLayer
+from whence.models.base import InfluenceModel
+from whence.search import Queries
+
+__all__ = ["RepresenterPointLJE"]
+
+
+class RepresenterPointLJE(Attribution):
+    """Decompose predictions over training samples by local Jacobian expansion.
+
+    A trained model's target layer is expanded around its weights ``theta``. With the gradients ``g_i``,
+    the Hessian ``H`` of the mean loss, and ``N`` training samples::
+
+        theta'  = theta + step_size * (1/N) sum_i g_i(theta)         one step of gradient ascent
+        W_i     = (theta' - H^{-1} g_i) / N                          what sample i brings to the weights
+        v_j(i, t) = phi_t^T W_i[:, j]                                its influence on output j of t
+
+    ``g_i`` and ``H`` are taken at ``theta'``. Summed over the training set, the influences on a sample
+    give ``(theta_dagger^T phi_t)_j`` with ``theta_dagger = theta' - H^{-1} (1/N) sum_i g_i``, to
+    rounding, for every loss and solver.
+
+    Parameters
+    ----------
+    influence_model : InfluenceModel
+        The wrapped, trained model and its loss.
+    dataset : dataset
+        The training set, batched: a ``tf.data.Dataset``, a ``keras.utils.PyDataset``, a list of batches
+        or a tuple of arrays, with ``(x, y)`` or ``(x, y, sample_weight)``.
+    ihvp_calculator_factory : InverseHessianVectorProductFactory
+        Makes the solver, e.g. :class:`~whence.ExactIHVPFactory`.
+    n_samples_for_hessian : int or None, default=None
+        How many training samples, drawn at random through a shuffle buffer, the Hessian is computed
+        from. ``None``: all.
+    target_layer : int or str, default=-1
+        Which dense layer, by index or by name. ``-1`` follows the model's ``start_layer``.
+    shuffle_buffer_size : int, default=10000
+        The size of that shuffle buffer.
+    epsilon : float, default=1e-5
+        Guards the divisions by a feature in ``decomposition="elementwise"``.
+    step_size : float, default=1e-4
+        Multiplies the mean gradient in the ascent step.
+    decomposition : {"exact", "elementwise"}, default="exact"
+        ``"exact"`` keeps ``W_i`` whole and is complete. ``"elementwise"`` is the formula printed in the
+        paper, ``alpha_i = theta'/(N phi_i) - (1/N) H^{-1} (g_i / phi_i)`` with divisions entry by entry;
+        its values ``alpha_ij phi_i^T phi_t`` do not sum to the prediction.
+    label : {"predicted", "given"}, default="predicted"
+        Which output counts as a sample's own, in self-influence and in what is explained.
+    ids : sequence, optional
+        Names of the training samples; positions by default.
+    seed : int, default=0
+        Of the draw of ``n_samples_for_hessian``.
+    progress : bool, optional
+        ``None`` shows progress bars on a terminal, ``True`` always, ``False`` never.
+
+    Attributes
+    ----------
+    layer : LinearLayer
+        The target layer with the model's own weights.
+    expanded_layer : LinearLayer
+        The same at ``theta'``.
+    ihvp : InverseHessianVectorProduct
+        The solver.
+    theta_dagger : array of shape (d, C)
+        The weights whose predictions are decomposed completely.
+
+    Raises
+    ------
+    WhenceError
+        For input that has no answer; the message says what was expected and what to do.
+
+    References
+    ----------
+    Sui, Wu, Sanner. "Representer Point Selection via Local Jacobian Expansion for Post-hoc Classifier
+    Explanation of Deep Neural Networks and Ensemble Models." NeurIPS 2021.
+    """
+
+    method = "RepresenterPointLJE"
+
+    def __init__(
+        self,
+        influence_model: InfluenceModel,
+        dataset: Any,
+        ihvp_calculator_factory: InverseHessianVectorProductFactory,
+        n_samples_for_hessian: int | None = None,
+        target_layer: int | str = -1,
+        shuffle_buffer_size: int = 10000,
+        epsilon: float = 1e-05,
+        *,
+        step_size: float = 1e-4,
+        decomposition: str = "exact",
+        label: str = "predicted",
+        ids: Any = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> None:
+        if n_samples_for_hessian is not None:
+            check_number(n_samples_for_hessian, "n_samples_for_hessian", minimum=1, integer=True)
+        check_number(shuffle_buffer_size, "shuffle_buffer_size", minimum=1, integer=True)
+        check_number(epsilon, "epsilon")
+        check_number(step_size, "step_size")
+        if decomposition not in ("exact", "elementwise"):
+            raise WhenceError(
+                "decomposition", "'exact' or 'elementwise'", repr(decomposition), "Choose one."
+            )
+        if not hasattr(ihvp_calculator_factory, "build"):
+            raise WhenceError(
+                "ihvp_calculator_factory",
+                "an InverseHessianVectorProductFactory",
+                f"a {type(ihvp_calculator_factory).__name__}",
+                "Pass e.g. ExactIHVPFactory(), an object and not the class's result.",
+            )
+        super().__init__(
+            influence_model, dataset, target_layer, label=label, ids=ids, progress=progress
+        )
+        self.epsilon = epsilon
+        self.step_size = step_size
+        self.decomposition = decomposition
+        ascent = step_size * self.layer.mean_gradient(self.index)
+        self.expanded_layer: LinearLayer = self.layer.at(self.layer.theta + ascent)
+        samples: Blocks = self.index
+        if n_samples_for_hessian is not None and n_samples_for_hessian < self.index.n_samples:
+            rows = shuffle_buffer_sample(
+                self.index.n_samples,
+                n_samples_for_hessian,
+                shuffle_buffer_size,
+                np.random.default_rng(seed),
+            )
+            samples = self.index.subset(rows)
+        self.ihvp: InverseHessianVectorProduct = ihvp_calculator_factory.build(
+            self.expanded_layer, samples
+        )
+        if not isinstance(self.ihvp, InverseHessianVectorProduct):
+            raise WhenceError(
+                "ihvp_calculator_factory.build",
+                "an InverseHessianVectorProduct",
+                f"a {type(self.ihvp).__name__}",
+                "Subclass InverseHessianVectorProduct.",
+            )
+        gradient = self.expanded_layer.mean_gradient(self.index)
+        correction = as_numpy(self.ihvp.solve(gradient[None, :, :]).value)[0]
+        self.theta_dagger: np.ndarray = self.expanded_layer.theta - correction
+        if decomposition == "elementwise":
+            self._prepare_elementwise()
+        self._store_coefficients()
+
+    def _about(self) -> dict[str, Any]:
+        return super()._about() | {
+            "decomposition": self.decomposition,
+            "label": self.label,
+            "step_size": self.step_size,
+            "epsilon": self.epsilon,
+            "solver": type(self.ihvp).__name__,
+            "damping": self.ihvp.damping,
+        }
+
+    def _coefficients(self, block: Block) -> Array:
+        if self.decomposition == "elementwise":
+            return self._alpha(block)
+        return self.expanded_layer.residuals(block)
+
+    def _queries(self, phi: Array, outputs: np.ndarray) -> Queries:
+        if self.decomposition == "elementwise":
+            return Queries(phi, namespace(phi).zeros_like(phi[:, 0]), outputs)
+        # v_j(i, t) = (theta'^T phi_t)_j / N - (1/N) <g_i, S_t>,  S_t = H^{-1} (phi_t (x) e_j)
+        n_samples = self.index.n_samples
+        unit = np.eye(self.layer.n_outputs)[outputs]
+        wide = np.asarray(as_numpy(phi), dtype=np.float64)
+        solved = self.ihvp.solve(wide[:, :, None] * unit[:, None, :]).value
+        own = np.sum(wide * self.expanded_layer.theta[:, outputs].T, axis=1)
+        return Queries(-solved / n_samples, own / n_samples)
+
+    def _self_influence(self, shard: Shard, outputs: np.ndarray) -> Array:
+        if self.decomposition == "elementwise":
+            alpha = as_numpy(shard.coefficients)
+            return np.abs(np.take_along_axis(alpha, outputs[:, None], axis=1)[:, 0])
+        r = self.expanded_layer.residuals(shard.block)
+        wide = np.asarray(as_numpy(shard.phi), dtype=np.float64)
+        own = np.sum(wide * self.expanded_layer.theta[:, outputs].T, axis=1)
+        moved = as_numpy(self.ihvp.self_products(shard.phi, r, outputs))
+        return np.abs(own - moved) / self.index.n_samples
+
+    def _leave_one_out(self, shard: Shard) -> Array:
+        # u_i without i, to first order: u_i + (1/N) (H^{-1} g_i)^T phi_i
+        r = self.expanded_layer.residuals(shard.block)
+        u = self.layer.pre_activations(shard.phi)
+        moved = self.ihvp.self_products(shard.phi, r)
+        return astype(u, moved.dtype) + moved / self.index.n_samples
+
+    def _totals(self, phi: Array, outputs: np.ndarray) -> np.ndarray:
+        wide = np.asarray(as_numpy(phi), dtype=np.float64)
+        if self.decomposition == "elementwise":
+            kernel = sum(
+                as_numpy(shard.phi).T.astype(np.float64) @ as_numpy(shard.coefficients)
+                for shard in self.index.shards
+            )
+            return np.sum(wide * kernel[:, outputs].T, axis=1)
+        return np.sum(wide * self.theta_dagger[:, outputs].T, axis=1)
+
+    def _prepare_elementwise(self) -> None:
+        """Solve for ``S_j = H^{-1} (1 (x) e_j)``: summing ``H^{-1} M`` over features is ``<S_j, M>``."""
+        n_outputs = self.layer.n_outputs
+        ones = np.ones((n_outputs, self.layer.n_features, 1)) * np.eye(n_outputs)[:, None, :]
+        self._summing = as_numpy(self.ihvp.solve(ones).value)
+
+    def _alpha(self, block: Block) -> Array:
+        # alpha_ij = sum_d theta'_dj / (N phi_id + eps) - sum_d (H^{-1} (g_i / (N phi_i + eps)))_dj
+        phi = np.asarray(as_numpy(block.phi), dtype=np.float64)
+        r = as_numpy(self.expanded_layer.residuals(block))
+        reciprocal = 1 / (self.index.n_samples * phi + self.epsilon)
+        divided = phi * reciprocal
+        second = np.einsum("jdc,nd,nc->nj", self._summing, divided, r, optimize=True)
+        alpha = reciprocal @ self.expanded_layer.theta - second
+        return alpha.astype(as_numpy(block.phi).dtype)

@@ -1,0 +1,418 @@
+"""Batches of every kind of dataset, the fingerprints of their samples, and the way back.
+
+A dataset comes in as whatever the user's framework calls one and results go out as the same kind.
+Each kind is a subclass of :class:`Dataset`; :func:`open_dataset` picks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from whence._arrays import as_numpy, import_extra
+from whence._errors import WhenceError
+
+__all__ = [
+    "Batch",
+    "BatchList",
+    "Dataset",
+    "concatenate",
+    "fingerprints",
+    "open_dataset",
+    "register_dataset",
+    "take_rows",
+]
+
+#: Rows of a batch where arrays come in whole and no batch size is given.
+ARRAY_BATCH_ROWS = 256
+
+
+class Batch(NamedTuple):
+    """One batch, its leaves still arrays of the user's framework.
+
+    Attributes
+    ----------
+    inputs : array, or tuple or dict of arrays
+        What the model takes.
+    labels : array or None
+        Leading axis as long as that of the inputs.
+    weight : array of shape (n,) or None
+        Sample weights.
+    number : int
+        Which batch of the dataset it is, from 0.
+    """
+
+    inputs: Any
+    labels: Any
+    weight: Any
+    number: int
+
+    @property
+    def where(self) -> str:
+        """How messages call this batch."""
+        return f"batch {self.number}"
+
+    @property
+    def n_samples(self) -> int:
+        """The length of the leading axis."""
+        return int(leaves(self.inputs)[0].shape[0])
+
+
+def leaves(tree: Any) -> list[Any]:
+    """Return the arrays of an array, or of a tuple, list or dict of arrays, in a fixed order."""
+    if isinstance(tree, Mapping):
+        return [leaf for key in sorted(tree) for leaf in leaves(tree[key])]
+    if isinstance(tree, list | tuple):
+        return [leaf for part in tree for leaf in leaves(part)]
+    return [] if tree is None else [tree]
+
+
+def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Apply ``function`` to each array of a tree (and of others of its form), keeping the form."""
+    if isinstance(tree, Mapping):
+        return {key: map_leaves(function, tree[key], *(o[key] for o in others)) for key in tree}
+    if isinstance(tree, list | tuple):
+        parts = [map_leaves(function, *part) for part in zip(tree, *others, strict=True)]
+        return tuple(parts)
+    return None if tree is None else function(tree, *others)
+
+
+def take_rows(tree: Any, rows: Any) -> Any:
+    """Return rows of every array of a tree, as NumPy arrays."""
+    return map_leaves(lambda leaf: as_numpy(leaf)[rows], tree)
+
+
+def concatenate(trees: Sequence[Any]) -> Any:
+    """Join trees of the same form along the leading axis."""
+    return map_leaves(lambda *parts: np.concatenate(parts), *trees)
+
+
+def fingerprints(batch: Batch) -> np.ndarray:
+    """Return a 64-bit hash of each sample of a batch, over the raw bytes of input, label and weight.
+
+    Samples are recognised by it when a training set is iterated again, in whatever order.
+
+    Returns
+    -------
+    array of shape (n,), uint64
+
+    Examples
+    --------
+    >>> x = np.asarray([[1.0], [2.0], [1.0]])
+    >>> a, b, c = fingerprints(Batch(x, np.asarray([0, 0, 0]), None, 0))
+    >>> a == c, a == b
+    (np.True_, np.False_)
+    """
+    columns = [_row_bytes(leaf) for leaf in leaves((batch.inputs, batch.labels, batch.weight))]
+    n_samples = batch.n_samples
+    digests = bytearray()
+    for row in range(n_samples):
+        digest = hashlib.blake2b(digest_size=8)
+        for column in columns:
+            digest.update(column[row])
+        digests += digest.digest()
+    return np.frombuffer(bytes(digests), dtype=np.uint64)
+
+
+def _row_bytes(leaf: Any) -> Any:
+    array = as_numpy(leaf)
+    if array.dtype.hasobject:  # strings of variable length
+        return [repr(row.tolist() if hasattr(row, "tolist") else row).encode() for row in array]
+    rows = np.ascontiguousarray(array).reshape(array.shape[0], -1)
+    return rows.view(np.uint8)  # one run of bytes a row
+
+
+class Dataset(ABC):
+    """A batched dataset of any kind, seen the same way: iterate it for :class:`Batch` es."""
+
+    #: What the argument is called in messages.
+    argument: str = "dataset"
+    #: Whether a batch without labels is an error.
+    labels_are_needed: bool = True
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches, checked for their form."""
+        empty = True
+        for number, element in enumerate(self.elements()):
+            empty = False
+            yield self.batch(element, number)
+        if empty:
+            raise WhenceError(
+                self.argument,
+                "at least one batch",
+                "an empty dataset",
+                "Check the paths and filters that it is made from.",
+            )
+
+    @property
+    @abstractmethod
+    def native(self) -> Any:
+        """The user's own object."""
+
+    @abstractmethod
+    def elements(self) -> Iterator[Any]:
+        """Yield the batches as the user's framework gives them."""
+
+    @property
+    def n_batches(self) -> int | None:
+        """How many batches there are, if that is known without a pass."""
+        try:
+            return len(self.native)
+        except TypeError:
+            return None
+
+    @abstractmethod
+    def pair_with(self, function: Callable[[Batch], Any]) -> Any:
+        """Return a dataset of the user's kind: ``(batch, function(batch))``, computed as it is iterated.
+
+        ``function`` returns an array whose leading axis is the batch's, or a tuple of such.
+        """
+
+    @abstractmethod
+    def from_elements(self, elements: Sequence[tuple[Any, ...]]) -> Any:
+        """Return a dataset of the user's kind that yields ``elements``, tuples of trees of arrays."""
+
+    @abstractmethod
+    def nested(
+        self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]
+    ) -> Any:
+        """Return a dataset of ``(outer[i], dataset of (batch, function(i, batch)))``."""
+
+    def batch(self, element: Any, number: int) -> Batch:
+        """Split one element into inputs, labels and weights, and check that it is a batch."""
+        inputs, labels, weight = self.split(element, f"batch {number} of {self.argument}")
+        batch = Batch(inputs, labels, weight, number)
+        self._check_batched(batch)
+        return batch
+
+    def split(self, element: Any, where: str) -> tuple[Any, Any, Any]:
+        """Return inputs, labels and weights of an element."""
+        if isinstance(element, list | tuple) and len(element) in (2, 3):
+            weight = element[2] if len(element) == 3 else None
+            return element[0], element[1], weight
+        if not self.labels_are_needed:
+            single = isinstance(element, list | tuple) and len(element) == 1
+            return (element[0] if single else element), None, None
+        size = f" of length {len(element)}" if isinstance(element, list | tuple) else ""
+        raise WhenceError(
+            where,
+            "a tuple (inputs, labels) or (inputs, labels, sample_weight)",
+            f"a {type(element).__name__}{size}",
+            "Give the labels with every batch.",
+        )
+
+    def _check_batched(self, batch: Batch) -> None:
+        parts = leaves((batch.inputs, batch.labels, batch.weight))
+        shapes = [tuple(getattr(leaf, "shape", ())) for leaf in parts]
+        lengths = {shape[0] if shape else None for shape in shapes}
+        if len(lengths) == 1 and None not in lengths:
+            return
+        raise WhenceError(
+            self.argument,
+            "a batched dataset: inputs, labels and weights with a common leading axis",
+            f"leaves of shapes {', '.join(map(str, shapes))} in {batch.where}",
+            "Batch it, e.g. dataset.batch(64).",
+        )
+
+
+class BatchList(Sequence[Any]):
+    """Batches that can be iterated again and again, each made when it is asked for."""
+
+    def __init__(self, length: int, make: Callable[[int], Any]) -> None:
+        self._length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, slice):
+            return [self[i] for i in range(*item.indices(self._length))]
+        if not -self._length <= item < self._length:
+            raise IndexError(item)
+        return self._make(item % self._length)
+
+
+class SequenceDataset(Dataset):
+    """Batches that can be asked for by number: a list of batches, a ``keras.utils.PyDataset``."""
+
+    def __init__(self, batches: Any, argument: str) -> None:
+        self._batches = batches
+        self.argument = argument
+
+    @property
+    def native(self) -> Any:
+        return self._batches
+
+    def elements(self) -> Iterator[Any]:
+        for number in range(len(self._batches)):
+            yield self._batches[number]
+
+    def pair_with(self, function: Callable[[Batch], Any]) -> Any:
+        def make(number: int) -> Any:
+            element = self._batches[number]
+            return element, function(self.batch(element, number))
+
+        return BatchList(len(self._batches), make)
+
+    def from_elements(self, elements: Sequence[tuple[Any, ...]]) -> Any:
+        return BatchList(len(elements), lambda number: elements[number])
+
+    def nested(self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]) -> Any:
+        def make(i: int) -> Any:
+            return outer[i], self.pair_with(lambda batch: function(i, batch))
+
+        return BatchList(len(outer), make)
+
+
+class ArraysDataset(SequenceDataset):
+    """A tuple ``(x, y)`` or ``(x, y, sample_weight)`` of whole arrays, cut into batches."""
+
+    def __init__(self, arrays: tuple[Any, ...], argument: str) -> None:
+        self._arrays = arrays
+        parts = leaves(arrays)
+        lengths = {int(leaf.shape[0]) for leaf in parts if getattr(leaf, "shape", ())}
+        if len(lengths) > 1 or any(not getattr(leaf, "shape", ()) for leaf in parts):
+            raise WhenceError(
+                argument,
+                "arrays (x, y) of one length",
+                f"shapes {', '.join(str(tuple(leaf.shape)) for leaf in parts)}",
+                "Give one label a sample.",
+            )
+        n_batches = -(-lengths.pop() // ARRAY_BATCH_ROWS) if lengths else 0
+        super().__init__(BatchList(n_batches, self._cut), argument)
+
+    def _cut(self, number: int) -> Any:
+        rows = slice(number * ARRAY_BATCH_ROWS, (number + 1) * ARRAY_BATCH_ROWS)
+        return map_leaves(lambda leaf: leaf[rows], self._arrays)
+
+
+class TensorFlowDataset(Dataset):
+    """A batched ``tf.data.Dataset``."""
+
+    def __init__(self, dataset: Any, argument: str) -> None:
+        self._dataset = dataset
+        self.argument = argument
+
+    @property
+    def native(self) -> Any:
+        return self._dataset
+
+    def elements(self) -> Iterator[Any]:
+        yield from self._dataset
+
+    @property
+    def n_batches(self) -> int | None:
+        count = int(self._dataset.cardinality())
+        return count if count >= 0 else None
+
+    def pair_with(self, function: Callable[[Batch], Any]) -> Any:
+        return self._map(function, self._probe(function))
+
+    def _probe(self, function: Callable[[Batch], Any]) -> Any:
+        """Return what ``function`` gives for the first batch: its form, and any error at once."""
+        return function(next(iter(self)))
+
+    def _map(self, function: Callable[[Batch], Any], example: Any, *leading: Any) -> Any:
+        """Map ``function(*leading, batch)`` over the dataset outside TensorFlow's graph."""
+        tf = import_extra("tensorflow", "tensorflow")
+        several = isinstance(example, tuple)
+        parts = list(example) if several else [example]
+        dtypes = [tf.as_dtype(part.dtype) for part in parts]
+        counter = np.zeros(1, dtype=np.int64)  # numbers batches in messages only
+
+        def call(*flat: Any) -> Any:
+            extra, rest = flat[: len(leading)], flat[len(leading) :]
+            element = tf.nest.pack_sequence_as(self._dataset.element_spec, list(rest))
+            counter[0] += 1
+            inputs, labels, weight = self.split(element, self.argument)
+            batch = Batch(inputs, labels, weight, int(counter[0]) - 1)
+            result = function(*(int(e) for e in extra), batch)
+            return [np.asarray(part) for part in (result if several else [result])]
+
+        def mapped(*element: Any) -> Any:
+            whole = element if len(element) > 1 else element[0]
+            flat = tf.nest.flatten(whole)
+            results = tf.numpy_function(call, [*leading, *flat], dtypes, stateful=False)
+            length = flat[0].shape[0]
+            for part, like in zip(results, parts, strict=True):
+                part.set_shape([length, *like.shape[1:]] if not leading else [None, length])
+            return whole, tuple(results) if several else results[0]
+
+        return self._dataset.map(mapped)
+
+    def from_elements(self, elements: Sequence[tuple[Any, ...]]) -> Any:
+        tf = import_extra("tensorflow", "tensorflow")
+
+        def spec(leaf: Any) -> Any:
+            array = as_numpy(leaf)
+            dtype = tf.string if array.dtype.hasobject else tf.as_dtype(array.dtype)
+            return tf.TensorSpec((None, *array.shape[1:]), dtype)
+
+        signature = map_leaves(spec, elements[0])
+        plain = [map_leaves(as_numpy, element) for element in elements]
+        dataset = tf.data.Dataset.from_generator(lambda: iter(plain), output_signature=signature)
+        return dataset.apply(tf.data.experimental.assert_cardinality(len(plain)))
+
+    def nested(self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]) -> Any:
+        example = self._probe(lambda batch: function(0, batch))
+        wrapped = self.from_elements([(element,) for element in outer]).enumerate()
+
+        def mapped(i: Any, element: Any) -> Any:
+            return element[0], self._map(function, example, i)  # type: ignore[arg-type]
+
+        return wrapped.map(mapped)
+
+
+#: Kinds of datasets of other frameworks: a test on the type's module, and where the class stands.
+_KINDS: list[tuple[Callable[[Any], bool], Callable[[Any, str], Dataset]]] = []
+
+
+def register_dataset(
+    handles: Callable[[Any], bool], make: Callable[[Any, str], Dataset]
+) -> None:
+    """Register a kind of dataset: ``handles(dataset)`` says whether it is one, ``make`` opens it."""
+    _KINDS.append((handles, make))
+
+
+def open_dataset(dataset: Any, argument: str = "dataset") -> Dataset:
+    """Return ``dataset`` as a :class:`Dataset`.
+
+    Parameters
+    ----------
+    dataset : tf.data.Dataset, keras.utils.PyDataset, list of batches, or tuple of arrays
+        Batches are ``(x, y)`` or ``(x, y, sample_weight)``.
+    argument : str
+        What messages call it.
+
+    Raises
+    ------
+    WhenceError
+        If it is none of these.
+    """
+    if isinstance(dataset, Dataset):
+        return dataset
+    for handles, make in _KINDS:
+        if handles(dataset):
+            return make(dataset, argument)
+    module = type(dataset).__module__
+    if module.startswith("tensorflow.") and hasattr(dataset, "element_spec"):
+        return TensorFlowDataset(dataset, argument)
+    if isinstance(dataset, tuple) and len(dataset) in (2, 3):
+        return ArraysDataset(dataset, argument)
+    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not _is_array(dataset):
+        return SequenceDataset(dataset, argument)
+    raise WhenceError(
+        argument,
+        "a batched tf.data.Dataset, a keras.utils.PyDataset, a list of batches, or arrays (x, y)",
+        f"a {type(dataset).__name__}",
+        "Wrap arrays as (x, y), or batch them with your framework.",
+    )
+
+
+def _is_array(dataset: Any) -> bool:
+    return hasattr(dataset, "shape") or isinstance(dataset, str | bytes | Mapping)

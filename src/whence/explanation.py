@@ -1,0 +1,158 @@
+"""What ``explain`` and ``suspects`` return: ids, values, labels, as arrays and as frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from whence._arrays import import_extra
+
+__all__ = ["Explanation", "Suspects"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The training samples that speak most for and most against some predictions.
+
+    ``T`` predictions are explained by the ``k`` strongest training samples of either sign. Positive
+    values speak for the class in question, negative against it; summed over the whole training set they
+    give ``totals``.
+
+    Attributes
+    ----------
+    ids, values : array of shape (T, k)
+        The strongest supporters, strongest first: training ids, and how much each adds.
+    opponent_ids, opponent_values : array of shape (T, k)
+        The strongest opponents, strongest first.
+    sample_ids : array of shape (T,)
+        The explained samples.
+    outputs : array of shape (T,), integers
+        Which output of the layer is decomposed.
+    signs : array of shape (T,)
+        ``-1`` where the values were turned so that positive speaks for the predicted class 0 of a
+        single output, else ``1``.
+    predictions : array of shape (T,)
+        Predicted class, or predicted value for regression.
+    labels : array of shape (T,) or None
+        Given labels of the explained samples, if there were any.
+    pre_activations : array of shape (T,)
+        The model's own pre-activation of the output, turned like the values.
+    totals : array of shape (T,)
+        The sum of the values over all training samples.
+    training_labels, opponent_labels : array of shape (T, k)
+        Given labels of the training samples named.
+    about : dict
+        What was computed and how: method, layer, loss, N, damping, ...
+
+    Examples
+    --------
+    >>> one = np.ones((1, 1))
+    >>> explanation = Explanation(
+    ...     ids=np.asarray([[7]]), values=2 * one, opponent_ids=np.asarray([[4]]), opponent_values=-one,
+    ...     sample_ids=np.asarray([0]), outputs=np.asarray([1]), signs=np.ones(1),
+    ...     predictions=np.asarray([1]), labels=None, pre_activations=np.ones(1), totals=np.ones(1),
+    ...     training_labels=np.asarray([[1]]), opponent_labels=np.asarray([[0]]),
+    ... )
+    >>> len(explanation)
+    1
+    """
+
+    ids: np.ndarray
+    values: np.ndarray
+    opponent_ids: np.ndarray
+    opponent_values: np.ndarray
+    sample_ids: np.ndarray
+    outputs: np.ndarray
+    signs: np.ndarray
+    predictions: np.ndarray
+    labels: np.ndarray | None
+    pre_activations: np.ndarray
+    totals: np.ndarray
+    training_labels: np.ndarray
+    opponent_labels: np.ndarray
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return how many predictions are explained."""
+        return int(self.ids.shape[0])
+
+    def to_frame(self) -> Any:
+        """Return one row for each explained sample and training sample, as a pandas DataFrame.
+
+        Columns: ``sample``, ``prediction``, ``label`` (if given), ``output``, ``side`` (``supporter`` or
+        ``opponent``), ``rank`` (from 1), ``training_id``, ``training_label``, ``value``.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+        """
+        pandas = import_extra("pandas", "report")
+        frames = []
+        for side, ids, values, labels in (
+            ("supporter", self.ids, self.values, self.training_labels),
+            ("opponent", self.opponent_ids, self.opponent_values, self.opponent_labels),
+        ):
+            k = ids.shape[1]
+            columns: dict[str, Any] = {
+                "sample": np.repeat(self.sample_ids, k),
+                "prediction": np.repeat(self.predictions, k),
+            }
+            if self.labels is not None:
+                columns["label"] = np.repeat(self.labels, k)
+            columns |= {
+                "output": np.repeat(self.outputs, k),
+                "side": side,
+                "rank": np.tile(np.arange(1, k + 1), len(self)),
+                "training_id": ids.ravel(),
+                "training_label": labels.ravel(),
+                "value": values.ravel(),
+            }
+            frames.append(pandas.DataFrame(columns))
+        order = np.repeat(np.arange(len(self)), self.ids.shape[1])
+        both = pandas.concat(frames, ignore_index=True)
+        return both.iloc[np.argsort(np.tile(order, 2), kind="stable")].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Training samples whose given label is doubtful, the most doubtful first.
+
+    Attributes
+    ----------
+    ids : array of shape (k,)
+        Training ids.
+    scores : array of shape (k,)
+        How doubtful each label is; larger is more.
+    score : str
+        What they were ranked by.
+    labels, predictions : array of shape (k,)
+        The given label, and what the model predicts.
+    about : dict
+        What was computed and how.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    score: str
+    labels: np.ndarray
+    predictions: np.ndarray
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return how many samples are listed."""
+        return int(self.ids.shape[0])
+
+    def to_frame(self) -> Any:
+        """Return one row a suspect, as a pandas DataFrame: ``id``, ``score``, ``label``, ``prediction``."""
+        pandas = import_extra("pandas", "report")
+        return pandas.DataFrame(
+            {
+                "id": self.ids,
+                "score": self.scores,
+                "label": self.labels,
+                "prediction": self.predictions,
+            }
+        )

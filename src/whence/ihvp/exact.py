@@ -1,0 +1,401 @@
+"""The exact solver: the Hessian assembled, factorised once in float64, used by every call."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse.linalg
+
+from whence._arrays import (
+    Array,
+    as_numpy,
+    astype,
+    check_number,
+    cholesky,
+    itemsize,
+    namespace,
+    row_slices,
+)
+from whence._errors import NotPositiveDefiniteError, WhenceError
+from whence.ihvp.base import (
+    DEFAULT_DAMPING,
+    InverseHessianVectorProduct,
+    InverseHessianVectorProductFactory,
+    Solution,
+    linear_system,
+)
+from whence.linear_layer import (
+    WORKSPACE_BYTES,
+    Block,
+    Blocks,
+    LinearLayer,
+    flatten,
+    unflatten,
+)
+
+__all__ = ["Condition", "ExactIHVP", "ExactIHVPFactory"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The ends of the spectrum of ``H + lam``.
+
+    Attributes
+    ----------
+    smallest, largest : float
+        Extreme eigenvalues, by Lanczos iteration to three digits, or exact for small layers.
+    is_positive_definite : bool
+        Whether the smallest is positive.
+    """
+
+    smallest: float
+    largest: float
+    is_positive_definite: bool
+
+
+class ExactIHVP(InverseHessianVectorProduct):
+    """``(H + lam)^{-1}`` from a Cholesky factor, or the pseudo-inverse if ``damping=0``.
+
+    The Hessian is assembled in the features' precision, or in float64 where float32's rounding would
+    show beside the damping, and factorised in float64. Outputs that do not interact (sigmoid, squared
+    error) get one ``(d, d)`` factor each.
+
+    Parameters
+    ----------
+    layer, blocks, damping
+        See :class:`~whence.InverseHessianVectorProduct`.
+    cutoff : float or None, default=None
+        With ``damping=0``, eigenvalues up to ``cutoff`` times the largest count as zero. ``None`` takes
+        ``max(m, 10) * eps``, ``m`` the size of the matrix and ``eps`` that of the assembly's precision.
+
+    Raises
+    ------
+    NotPositiveDefiniteError
+        If ``H + lam`` has an eigenvalue that is not positive.
+    WhenceError
+        If the matrix would not fit into memory.
+
+    Notes
+    -----
+    Memory: ``16 m^2`` bytes with ``m = C*d`` (``C`` times ``16 d^2`` for independent outputs), and
+    ``8 m^2`` more from the first self-influence on, for the inverse. Time: ``m^3 / 3`` operations for
+    the factor, ``2 m^3 / 3`` for the inverse.
+    """
+
+    def __init__(
+        self, layer: LinearLayer, blocks: Blocks, damping: float, cutoff: float | None = None
+    ) -> None:
+        super().__init__(layer, blocks, damping)
+        self._relative_residual: float | None = None
+        self._refuse_if_too_large()
+        self._matrices, self._is_whole, eps = self._damped_matrices()
+        if damping == 0:
+            self._factors: list[Any] = [_pseudo_inverse(m, cutoff, eps) for m in self._matrices]
+        else:
+            self._factors = [self._factorise(matrix) for matrix in self._matrices]
+
+    def solve(self, right: Array) -> Solution:
+        """Solve for a stack of right-hand sides ``(m, d, C)``; see the base class."""
+        self._check_shape(right)
+        wide = _in_double(right)
+        if self._is_whole:
+            value = unflatten(self._factors[0].solve(flatten(wide).T).T, self.layer.n_outputs)
+        else:
+            xp = namespace(wide)
+            columns = [self._factor(c).solve(wide[:, :, c].T).T for c in range(wide.shape[2])]
+            value = xp.stack(columns, axis=2)
+        if self._relative_residual is None:
+            self._relative_residual = self._measure_residual(wide, value)
+        return Solution(value, True, iterations=0, relative_residual=self._relative_residual)
+
+    def self_products(self, phi: Array, r: Array, outputs: Array | None = None) -> Array:
+        """Return ``(H^{-1} g_i)^T phi_i`` from block rows of the inverse; see the base class."""
+        if outputs is None:
+            return namespace(phi).matmul(self.leverages(phi), _in_double(r)[:, :, None])[:, :, 0]
+        phi, r = _in_double(phi), _in_double(r)
+        xp = namespace(phi)
+        result = xp.zeros_like(phi[:, 0])
+        order = xp.argsort(outputs, stable=True)  # rows of one output stand together
+        sorted_outputs = xp.take(outputs, order)
+        edges = as_numpy(xp.searchsorted(sorted_outputs, xp.arange(self.layer.n_outputs + 1)))
+        parts = []
+        for a in range(self.layer.n_outputs):
+            rows = order[int(edges[a]) : int(edges[a + 1])]
+            block = xp.take(phi, rows, axis=0)
+            weights = xp.take(r, rows, axis=0)
+            parts.append(self._self_products_of_output(a, block, weights))
+        result = xp.concat(parts, axis=0)
+        return xp.take(result, xp.argsort(order), axis=0)
+
+    def leverages(self, phi: Array) -> Array:
+        """Return ``Q_i (n, C, C)`` from blocks of the inverse: ``C (C + 1) / 2`` products."""
+        phi = _in_double(phi)
+        xp = namespace(phi)
+        n_outputs, d = self.layer.n_outputs, self.layer.n_features
+        rows_of_q = []
+        for a in range(n_outputs):
+            if self._is_whole:
+                inverse = self._factor(0).inverse()[a * d : (a + 1) * d, : (a + 1) * d]
+                lower = _quadratic_forms(phi, inverse)
+                rest = xp.zeros((phi.shape[0], n_outputs - a - 1), dtype=phi.dtype)
+                rows_of_q.append(xp.concat([lower, rest], axis=1))
+            else:
+                unit = xp.astype(xp.arange(n_outputs) == a, phi.dtype)[None, :]
+                rows_of_q.append(_quadratic_forms(phi, self._factor(a).inverse()) * unit)
+        lower = xp.stack(rows_of_q, axis=1)
+        return lower + xp.matrix_transpose(xp.tril(lower, k=-1))
+
+    @cached_property
+    def condition(self) -> Condition:
+        """The smallest and largest eigenvalue of ``H + lam``, and whether it is positive definite."""
+        ends = [_extreme_eigenvalues(factor) for factor in self._factors]
+        smallest = min(low for low, _ in ends)
+        return Condition(smallest, max(high for _, high in ends), smallest > 0)
+
+    def _factor(self, output: int) -> Any:
+        return self._factors[output % len(self._factors)]
+
+    def _self_products_of_output(self, a: int, phi: Array, r: Array) -> Array:
+        xp = namespace(phi)
+        d = self.layer.n_features
+        if not self._is_whole:
+            return _quadratic_forms(phi, self._factor(a).inverse())[:, 0] * r[:, a]
+        inverse = self._factor(0).inverse()[a * d : (a + 1) * d, :]
+        return xp.sum(_quadratic_forms(phi, inverse) * r, axis=1)
+
+    def _damped_matrices(self) -> tuple[list[Array], bool, float]:
+        """Return the matrices to factorise in float64, whether it is one whole, and the precision."""
+        wide = self._needs_double_assembly()
+        blocks: Blocks = _InDouble(self.blocks) if wide else self.blocks
+        hessian = self.layer.hessian(blocks)
+        xp = namespace(hessian.blocks)
+        eps = float(xp.finfo(hessian.blocks.dtype).eps)
+        lam = _in_double(self.layer.regulariser(self.damping))
+        matrices = []
+        for i in range(hessian.blocks.shape[0]):
+            matrix = _in_double(hessian.blocks[i, ...])
+            repeats = matrix.shape[0] // lam.shape[0]
+            matrices.append(_add_to_diagonal(matrix, xp.tile(lam, (repeats,))))
+        return matrices, hessian.is_whole, eps
+
+    def _needs_double_assembly(self) -> bool:
+        """Whether float32's rounding of ``H`` would exceed a hundredth of the damping.
+
+        Rounding perturbs eigenvalues by about ``eps |H|``; the largest eigenvalue is taken from a few
+        power iterations on the first block, which is enough for a decision about orders of magnitude.
+        """
+        first = next(iter(self.blocks))
+        if itemsize(first.phi) >= 8:
+            return False
+        n_rows = min(first.phi.shape[0], 2048)
+        sample = Block(
+            _in_double(first.phi[:n_rows, :]),
+            first.target[:n_rows, ...],
+            None if first.weight is None else _in_double(first.weight[:n_rows]),
+        )
+        xp = namespace(sample.phi)
+        vector = xp.mean(sample.phi, axis=0)[None, :, None] + xp.zeros(
+            (1, 1, self.layer.n_outputs), dtype=sample.phi.dtype
+        )
+        sign = 1 - 2 * (xp.arange(self.layer.n_outputs) % 2)
+        vector = vector * xp.astype(sign, sample.phi.dtype)[None, None, :] + 1e-3
+        largest = 0.0
+        for _ in range(6):
+            norm = float(xp.linalg.vector_norm(vector))
+            if norm == 0:
+                return False
+            vector = self.layer.hessian_product(_OneBlock(sample), vector / norm)
+            largest = float(xp.linalg.vector_norm(vector))
+        eps = float(xp.finfo(first.phi.dtype).eps)
+        return eps * largest > 0.01 * self.damping
+
+    def _factorise(self, matrix: Array) -> cholesky:
+        try:
+            return cholesky(matrix)
+        except np.linalg.LinAlgError:
+            smallest = min(_smallest_eigenvalue(m) for m in self._damped_matrices()[0])
+            raise NotPositiveDefiniteError(
+                smallest,
+                self.damping,
+                "Raise the damping above its size; a loss that is not convex in the pre-activations "
+                "has an indefinite Hessian.",
+            ) from None
+
+    def _measure_residual(self, right: Array, value: Array) -> float:
+        """Return the relative residual of the first right-hand side, from the training samples.
+
+        Measured once for a factor: it costs a pass over the training set and tells of the factor.
+        """
+        xp = namespace(right)
+        if self.damping == 0:  # the pseudo-inverse leaves what lies outside the range, rightly
+            return 0.0
+        first = self.layer.hessian_product(_InDouble(self.blocks), value[:1, ...], self.damping)
+        norm = float(xp.linalg.vector_norm(right[:1, ...]))
+        return float(xp.linalg.vector_norm(first - right[:1, ...])) / norm if norm else 0.0
+
+    def _refuse_if_too_large(self) -> None:
+        d, n_outputs = self.layer.n_features, self.layer.n_outputs
+        size = d if self.layer.outputs_are_independent else d * n_outputs
+        count = n_outputs if self.layer.outputs_are_independent else 1
+        needed = 24 * size**2 * count
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > 0.8 * available:
+            raise WhenceError(
+                "ihvp_calculator_factory",
+                f"a Hessian that fits into memory ({available / 2**30:.0f} GiB here)",
+                f"a layer of {d} x {n_outputs} weights, whose factor takes {needed / 2**30:.0f} GiB",
+                "Explain a smaller layer, or use a solver that does not form the matrix.",
+            )
+
+
+class ExactIHVPFactory(InverseHessianVectorProductFactory):
+    """Builds :class:`ExactIHVP`: right for layers of up to about 10,000 weights.
+
+    Parameters
+    ----------
+    damping : float, default=1e-3
+        Added to the Hessian's diagonal, next to the layer's own L2. The Hessian of softmax
+        cross-entropy is singular without it. ``0`` takes the pseudo-inverse instead.
+
+    Raises
+    ------
+    WhenceError
+        If ``damping`` is negative.
+
+    Examples
+    --------
+    One feature ``x = 2``, squared error: ``H = 2 x^2 = 8``, so that with damping 2 the solution of
+    ``(H + 2) X = 5`` is 0.5.
+
+    >>> import numpy as np
+    >>> from whence.linear_layer import Block, LinearLayer
+    >>> from whence.losses import SquaredError
+    >>> class One:
+    ...     n_samples = 1
+    ...     def __iter__(self):
+    ...         yield Block(np.asarray([[2.0]]), np.asarray([[1.0]]))
+    >>> layer = LinearLayer(np.asarray([[3.0]]), SquaredError())
+    >>> ihvp = ExactIHVPFactory(damping=2).build(layer, One())
+    >>> ihvp.solve(np.asarray([[[5.0]]])).value
+    array([[[0.5]]])
+    >>> ihvp.condition.smallest
+    10.0
+    """
+
+    def __init__(self, damping: float = DEFAULT_DAMPING) -> None:
+        check_number(damping, "damping")
+        self.damping = damping
+
+    def build(self, model: Any, dataset: Any) -> ExactIHVP:
+        """Assemble and factorise; see the base class."""
+        layer, blocks = linear_system(model, dataset)
+        return ExactIHVP(layer, blocks, self.damping)
+
+
+class _pseudo_inverse:  # noqa: N801 - stands in for ``cholesky``
+    """The Moore-Penrose inverse of a symmetric matrix, with the same methods as a factor."""
+
+    def __init__(self, matrix: Array, cutoff: float | None, eps: float) -> None:
+        xp = namespace(matrix)
+        symmetric = xp.tril(matrix) + xp.matrix_transpose(xp.tril(matrix, k=-1))
+        values, vectors = xp.linalg.eigh(symmetric)
+        if cutoff is None:
+            cutoff = max(matrix.shape[0], 10) * eps
+        kept = xp.abs(values) > cutoff * xp.max(xp.abs(values))
+        reciprocal = xp.where(kept, 1 / xp.where(kept, values, xp.ones_like(values)), 0 * values)
+        self._inverse = (vectors * reciprocal[None, :]) @ vectors.T
+        self.eigenvalues = values
+
+    def solve(self, right: Array) -> Array:
+        return self._inverse @ right
+
+    def inverse(self) -> Array:
+        return self._inverse
+
+
+class _InDouble:
+    """Blocks whose features and weights are cast to float64 on the way."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+
+    @property
+    def n_samples(self) -> int:
+        return self._blocks.n_samples
+
+    def __iter__(self) -> Any:
+        for block in self._blocks:
+            weight = None if block.weight is None else _in_double(block.weight)
+            yield Block(_in_double(block.phi), block.target, weight)
+
+
+class _OneBlock:
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        self.n_samples = block.phi.shape[0]
+
+    def __iter__(self) -> Any:
+        yield self._block
+
+
+def _in_double(array: Array) -> Array:
+    return astype(array, namespace(array).float64)
+
+
+def _add_to_diagonal(matrix: Array, diagonal: Array) -> Array:
+    if isinstance(matrix, np.ndarray):
+        matrix = np.array(matrix, order="F")  # LAPACK's order, and never the caller's memory
+        matrix[np.diag_indices(matrix.shape[0])] += diagonal
+        return matrix
+    xp = namespace(matrix)
+    return matrix + xp.eye(matrix.shape[0], dtype=matrix.dtype) * diagonal[None, :]
+
+
+def _quadratic_forms(phi: Array, inverse: Array) -> Array:
+    """Return ``phi_i^T M_b phi_i`` for the ``(d, d)`` blocks ``M_b`` side by side in ``inverse``."""
+    xp = namespace(phi)
+    n, d = phi.shape
+    n_blocks = inverse.shape[1] // d
+    parts = []
+    for rows in row_slices(n, max(16, WORKSPACE_BYTES // (inverse.shape[1] * itemsize(phi)))):
+        some = phi[rows, :]
+        images = xp.reshape(some @ inverse, (some.shape[0], n_blocks, d))
+        parts.append(xp.matmul(images, some[:, :, None])[:, :, 0])
+    if not parts:
+        return xp.zeros((0, n_blocks), dtype=phi.dtype)
+    return xp.concat(parts, axis=0)
+
+
+def _extreme_eigenvalues(factor: cholesky | _pseudo_inverse) -> tuple[float, float]:
+    """Return the smallest and largest eigenvalue of a factorised matrix."""
+    if isinstance(factor, _pseudo_inverse):
+        return float(factor.eigenvalues[0]), float(factor.eigenvalues[-1])
+    lower = np.tril(as_numpy(factor.factor))
+    if lower.shape[0] <= 1500:
+        values = np.linalg.eigvalsh(lower @ lower.T)
+        return float(values[0]), float(values[-1])
+    largest = _largest_eigenvalue(lambda v: lower @ (lower.T @ v), lower.shape[0])
+    inverse = _largest_eigenvalue(
+        lambda v: scipy.linalg.cho_solve((lower, True), v, check_finite=False), lower.shape[0]
+    )
+    return 1 / inverse, largest
+
+
+def _largest_eigenvalue(product: Any, size: int) -> float:
+    operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=product, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(size)
+    values = scipy.sparse.linalg.eigsh(
+        operator, k=1, which="LA", tol=1e-3, v0=start, return_eigenvectors=False
+    )
+    return float(values[0])
+
+
+def _smallest_eigenvalue(matrix: Array) -> float:
+    """Return the smallest eigenvalue of the symmetric matrix whose lower triangle is given."""
+    host = as_numpy(matrix)
+    return float(scipy.linalg.eigvalsh(host, lower=True, subset_by_index=[0, 0])[0])

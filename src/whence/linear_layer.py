@@ -1,0 +1,341 @@
+"""A dense layer and its loss: everything first- and second-order about its weights, in closed form.
+
+Notation, here and everywhere above:
+
+======== =========== ==================================================================================
+symbol   shape       meaning
+======== =========== ==================================================================================
+``N``                number of training samples behind the layer, never a batch size
+``phi``  ``(n, d)``  features: the layer's input, a constant 1 appended when it has a bias
+``theta````(d, C)``  the weights, the bias as last row when there is one
+``u``    ``(n, C)``  pre-activations, ``phi @ theta``
+``r``    ``(n, C)``  residuals, ``d ell_i / d u_i``
+``K``    ``(n,C,C)`` curvatures, ``d2 ell_i / d u_i2``
+``g_i``  ``(d, C)``  gradient of sample ``i``, ``outer(phi_i, r_i)``; never formed
+``H``                Hessian of the mean loss, ``(1/N) sum_i K_i (x) phi_i phi_i^T``
+======== =========== ==================================================================================
+
+Matrices ``(d, C)`` are flattened output by output: entry ``(a, c)`` of ``theta`` has index ``c*d + a``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from whence._arrays import (
+    Array,
+    assign,
+    astype,
+    itemsize,
+    namespace,
+    rank_k_update,
+    row_slices,
+)
+from whence.losses import Curvature, Loss
+
+__all__ = ["Block", "Blocks", "Hessian", "LinearLayer", "flatten", "unflatten"]
+
+#: Bytes that a temporary of the Hessian's assembly may take.
+WORKSPACE_BYTES = 128 * 2**20
+
+
+class Block(NamedTuple):
+    """Some training samples as the layer sees them.
+
+    Attributes
+    ----------
+    phi : array of shape (n, d)
+    target : array of shape (n,) or (n, C)
+    weight : array of shape (n,) or None
+        Sample weights; ``None`` means 1.
+    """
+
+    phi: Array
+    target: Array
+    weight: Array | None = None
+
+
+class Blocks(Protocol):
+    """The training set in blocks of any size, iterated as often as needed, always in the same order."""
+
+    @property
+    def n_samples(self) -> int:
+        """Return ``N``, the number of training samples."""
+
+    def __iter__(self) -> Iterator[Block]:
+        """Yield the blocks."""
+
+
+def flatten(matrices: Array) -> Array:
+    """Flatten ``(..., d, C)`` to ``(..., C*d)``, output by output."""
+    xp = namespace(matrices)
+    *lead, d, n_outputs = matrices.shape
+    return xp.reshape(xp.matrix_transpose(matrices), (*lead, d * n_outputs))
+
+
+def unflatten(vectors: Array, n_outputs: int) -> Array:
+    """Undo :func:`flatten`: ``(..., C*d)`` back to ``(..., d, C)``."""
+    xp = namespace(vectors)
+    *lead, size = vectors.shape
+    return xp.matrix_transpose(xp.reshape(vectors, (*lead, n_outputs, size // n_outputs)))
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """The Hessian of the mean loss, undamped, whole or as the blocks of its diagonal.
+
+    Attributes
+    ----------
+    blocks : array of shape (b, m, m)
+        Only the lower triangles are meaningful. If ``is_whole``, ``b = 1`` and ``m = C*d``. Otherwise
+        ``m = d`` and there is one block for each output, or a single one that all outputs share.
+    n_outputs : int
+        ``C``.
+    is_whole : bool
+        Whether the outputs interact, so that the blocks off the diagonal count.
+    """
+
+    blocks: Array
+    n_outputs: int
+    is_whole: bool
+
+    def matrix(self) -> Array:
+        """Return the ``(C*d, C*d)`` matrix written out, symmetric. For small layers only."""
+        xp = namespace(self.blocks)
+        full = xp.tril(self.blocks) + xp.matrix_transpose(xp.tril(self.blocks, k=-1))
+        if self.is_whole:
+            return full[0, ...]
+        d = full.shape[1]
+        result = xp.zeros((d * self.n_outputs, d * self.n_outputs), dtype=full.dtype)
+        for c in range(self.n_outputs):
+            here = slice(c * d, (c + 1) * d)
+            result = assign(result, (here, here), full[c % full.shape[0], ...])
+        return result
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A dense layer, its loss, and the damping that its own regulariser brings.
+
+    Parameters
+    ----------
+    theta : array of shape (d, C)
+        Weights, the bias as last row if ``has_bias``.
+    loss : Loss
+        The loss as a function of the pre-activations.
+    has_bias : bool, default=False
+        Whether the last row of ``theta`` is a bias and the last feature a constant 1.
+    l2, bias_l2 : float, default=0.0
+        Second derivative of the layer's own L2 regulariser on the kernel and on the bias, i.e.
+        ``2 * strength`` for ``strength * sum(kernel**2)``.
+
+    Examples
+    --------
+    One feature, squared error: ``ell(theta) = (theta x - y)^2``, so ``g = 2 (theta x - y) x`` and
+    ``H = 2 x^2``.
+
+    >>> from whence.losses import SquaredError
+    >>> layer = LinearLayer(np.asarray([[3.0]]), SquaredError())
+    >>> class One:
+    ...     n_samples = 1
+    ...     def __iter__(self):
+    ...         yield Block(np.asarray([[2.0]]), np.asarray([[1.0]]))
+    >>> layer.mean_gradient(One())
+    array([[20.]])
+    >>> layer.hessian(One()).matrix()
+    array([[8.]])
+    >>> layer.hessian_product(One(), np.asarray([[[10.0]]]), damping=0.5)
+    array([[[85.]]])
+    """
+
+    theta: Array
+    loss: Loss
+    has_bias: bool = False
+    l2: float = 0.0
+    bias_l2: float = 0.0
+
+    @property
+    def n_features(self) -> int:
+        """``d``, with the constant of the bias."""
+        return int(self.theta.shape[0])
+
+    @property
+    def n_outputs(self) -> int:
+        """``C``."""
+        return int(self.theta.shape[1])
+
+    @property
+    def outputs_are_independent(self) -> bool:
+        """Whether ``H`` falls into one block for each output."""
+        return self.loss.outputs_are_independent or self.n_outputs == 1
+
+    def at(self, theta: Array) -> LinearLayer:
+        """Return the same layer with other weights."""
+        return replace(self, theta=theta)
+
+    def pre_activations(self, phi: Array) -> Array:
+        """Return ``u = phi @ theta``, shape ``(n, C)``, in the features' precision."""
+        return phi @ astype(self.theta, phi.dtype)
+
+    def residuals(self, block: Block) -> Array:
+        """Return ``r (n, C)``, sample weights included."""
+        r = self.loss.residual(self.pre_activations(block.phi), block.target)
+        return r if block.weight is None else r * astype(block.weight, r.dtype)[:, None]
+
+    def curvatures(self, block: Block) -> Curvature:
+        """Return ``K`` of every sample, sample weights included."""
+        u = self.pre_activations(block.phi)
+        weight = None if block.weight is None else astype(block.weight, u.dtype)
+        return self.loss.curvature(u, block.target).scaled(weight)
+
+    def losses(self, block: Block) -> Array:
+        """Return ``ell_i (n,)``, sample weights left out: what the model pays for each sample."""
+        return self.loss.value(self.pre_activations(block.phi), block.target)
+
+    def regulariser(self, damping: float = 0.0) -> Array:
+        """Return ``lam (d,)``: damping on every row of ``theta``, next to the layer's own L2."""
+        xp = namespace(self.theta)
+        lam = xp.full((self.n_features,), damping + self.l2, dtype=self.theta.dtype)
+        if self.has_bias:
+            lam = assign(lam, -1, damping + self.bias_l2)
+        return lam
+
+    def mean_gradient(self, blocks: Blocks) -> Array:
+        """Return ``(1/N) sum_i g_i``, shape ``(d, C)``, in the weights' precision."""
+        total = namespace(self.theta).zeros_like(self.theta)
+        for block in blocks:
+            total = total + astype(block.phi.T @ self.residuals(block), total.dtype)
+        return total / blocks.n_samples
+
+    def hessian_product(self, blocks: Blocks, vectors: Array, damping: float = 0.0) -> Array:
+        """Return ``(H + lam) V`` for a stack of matrices, in the vectors' precision.
+
+        Parameters
+        ----------
+        blocks : Blocks
+            The training set.
+        vectors : array of shape (m, d, C)
+        damping : float, default=0.0
+
+        Returns
+        -------
+        array of shape (m, d, C)
+            ``(1/N) sum_i phi_i (K_i (V^T phi_i))^T + lam V``: two matrix products a block.
+        """
+        xp = namespace(vectors)
+        n_vectors, d, n_outputs = vectors.shape
+        wide = xp.reshape(xp.permute_dims(vectors, (1, 2, 0)), (d, n_outputs * n_vectors))
+        total = xp.zeros_like(wide)
+        per_row = n_outputs * n_vectors * 4 * itemsize(vectors)
+        for block in blocks:
+            for rows in row_slices(block.phi.shape[0], max(1, WORKSPACE_BYTES // per_row)):
+                part = _rows_of(block, rows)
+                phi = astype(part.phi, vectors.dtype)
+                curvature = self.curvatures(part._replace(phi=phi))
+                changes = xp.reshape(phi @ wide, (phi.shape[0], n_outputs, n_vectors))
+                total += phi.T @ xp.reshape(curvature.apply(changes), (phi.shape[0], -1))
+        product = xp.reshape(total / blocks.n_samples, (d, n_outputs, n_vectors))
+        lam = astype(self.regulariser(damping), vectors.dtype)
+        return xp.permute_dims(product, (2, 0, 1)) + lam[None, :, None] * vectors
+
+    def hessian(self, blocks: Blocks) -> Hessian:
+        """Return ``H`` of the mean loss, undamped, in the features' precision.
+
+        Memory is the matrix itself and a workspace of ``WORKSPACE_BYTES``. How ``H`` is assembled
+        depends on the curvature:
+
+        - diagonal ``K``: one symmetric rank-k update for each output (one for all, if ``K`` is constant);
+        - ``diag(k) - root root^T`` with rows that sum to zero (softmax): one update with the rows
+          ``root_i (x) phi_i``, which gives ``-H`` off the diagonal blocks; the diagonal blocks follow
+          from ``sum_b K_ab = 0``;
+        - any other ``K``: one product for each pair of outputs.
+        """
+        if self.outputs_are_independent:
+            return Hessian(self._independent_blocks(blocks), self.n_outputs, is_whole=False)
+        total: Array | None = None
+        diagonal_follows = False
+        for block in blocks:
+            row_bytes = self.n_outputs * self.n_features * itemsize(block.phi)
+            block_rows = max(16, WORKSPACE_BYTES // row_bytes)
+            for rows in row_slices(block.phi.shape[0], block_rows):
+                part = _rows_of(block, rows)
+                curvature = self.curvatures(part)
+                diagonal_follows = curvature.root is not None and curvature.rows_sum_to_zero
+                if diagonal_follows:
+                    scaled = _outer_rows(curvature.root, part.phi)
+                    total = rank_k_update(total, scaled, -1.0 / blocks.n_samples)
+                else:
+                    term = self._general_term(part.phi, curvature.matrices()) / blocks.n_samples
+                    total = term if total is None else total + term
+        assert total is not None  # the data layer refuses an empty training set
+        if diagonal_follows:
+            total = self._fill_diagonal_blocks(total)
+        return Hessian(total[None, ...], self.n_outputs, is_whole=True)
+
+    def _independent_blocks(self, blocks: Blocks) -> Array:
+        n_blocks = 1 if self.loss.curvature_is_constant else self.n_outputs
+        sums: list[Array | None] = [None] * n_blocks
+        for block in blocks:
+            row_bytes = self.n_features * itemsize(block.phi)
+            for rows in row_slices(block.phi.shape[0], max(16, WORKSPACE_BYTES // row_bytes)):
+                part = _rows_of(block, rows)
+                curvature = self.curvatures(part)
+                diagonal = curvature.diagonal
+                if diagonal is None or curvature.root is not None:  # one output of any loss
+                    diagonal = curvature.matrices()[:, :, 0]
+                for c in range(n_blocks):
+                    sums[c] = _weighted_gram(
+                        sums[c], part.phi, diagonal[:, c], 1.0 / blocks.n_samples
+                    )
+        return namespace(sums[0]).stack(sums)
+
+    def _fill_diagonal_blocks(self, lower: Array) -> Array:
+        """Set diagonal block ``(a, a)`` to minus the sum of the blocks ``(a, b)``, ``b != a``."""
+        d, n_outputs = self.n_features, self.n_outputs
+        for a in range(n_outputs):
+            here = slice(a * d, (a + 1) * d)
+            total = namespace(lower).zeros((d, d), dtype=lower.dtype)
+            for b in range(n_outputs):
+                there = slice(b * d, (b + 1) * d)
+                if b < a:
+                    total = total - lower[here, there]
+                elif b > a:
+                    total = total - lower[there, here].T
+            lower = assign(lower, (here, here), total)
+        return lower
+
+    def _general_term(self, phi: Array, curvature: Array) -> Array:
+        """Return ``sum_i K_i (x) phi_i phi_i^T`` by one product for each column of ``K``."""
+        xp = namespace(phi)
+        columns = [
+            xp.reshape(_outer_rows(curvature[:, :, b], phi), (phi.shape[0], -1)).T @ phi
+            for b in range(self.n_outputs)
+        ]
+        return xp.concat(columns, axis=1)
+
+
+def _rows_of(block: Block, rows: slice) -> Block:
+    if rows.stop - rows.start == block.phi.shape[0]:
+        return block
+    weight = None if block.weight is None else block.weight[rows]
+    return Block(block.phi[rows, :], block.target[rows, ...], weight)
+
+
+def _outer_rows(left: Array, phi: Array) -> Array:
+    """Return the rows ``left_i (x) phi_i``, shape ``(n, C*d)``."""
+    xp = namespace(phi)
+    product = left[:, :, None] * phi[:, None, :]
+    return xp.reshape(product, (phi.shape[0], left.shape[1] * phi.shape[1]))
+
+
+def _weighted_gram(total: Array | None, phi: Array, weight: Array, scale: float) -> Array:
+    """Return ``total + scale * sum_i weight_i phi_i phi_i^T``; lower triangle."""
+    xp = namespace(phi)
+    if bool(xp.all(weight >= 0)):
+        return rank_k_update(total, phi * xp.sqrt(weight)[:, None], scale)
+    product = scale * ((phi * weight[:, None]).T @ phi)
+    return product if total is None else total + product

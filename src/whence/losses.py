@@ -1,0 +1,418 @@
+"""Residuals and curvatures of losses with respect to the pre-activations.
+
+A loss here is ``ell(u) = loss(y, tail(u))``, seen as a function of the ``C`` pre-activations ``u`` of
+the target layer: the softmax, sigmoid or identity after the layer belongs to it. Three functions of
+``u`` and the target are all that the rest of the library needs:
+
+- ``value``      ``(n,)``       ``ell_i(u_i)``
+- ``residual``   ``(n, C)``     ``r_i = d ell_i / d u_i``
+- ``curvature``  one of the two structures below, ``K_i = d2 ell_i / d u_i2`` of shape ``(C, C)``
+
+Targets come in two forms: class numbers ``(n,)`` of an integer dtype, or rows ``(n, C)`` of floats.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from whence._arrays import Array, astype, namespace, one_hot
+from whence._errors import WhenceError
+
+__all__ = [
+    "BinaryCrossEntropy",
+    "Curvature",
+    "Loss",
+    "SoftmaxCrossEntropy",
+    "SquaredError",
+    "log_softmax",
+    "sigmoid",
+    "softmax",
+]
+
+
+def log_softmax(u: Array) -> Array:
+    """Return ``log(softmax(u))`` over the last axis, without overflow.
+
+    Examples
+    --------
+    >>> np.exp(log_softmax(np.asarray([[1000.0, 1000.0]])))
+    array([[0.5, 0.5]])
+    """
+    xp = namespace(u)
+    shifted = u - xp.max(u, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+
+def softmax(u: Array) -> Array:
+    """Return ``exp(u) / sum(exp(u))`` over the last axis, without overflow."""
+    xp = namespace(u)
+    exponentials = xp.exp(u - xp.max(u, axis=-1, keepdims=True))
+    return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
+
+
+def sigmoid(u: Array) -> Array:
+    """Return ``1 / (1 + exp(-u))``, without overflow.
+
+    Examples
+    --------
+    >>> sigmoid(np.asarray([-1e4, 0.0, 1e4]))
+    array([0. , 0.5, 1. ])
+    """
+    xp = namespace(u)
+    small = xp.exp(-xp.abs(u))
+    return xp.where(u >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def softplus(u: Array) -> Array:
+    """Return ``log(1 + exp(u))``, without overflow."""
+    xp = namespace(u)
+    return xp.maximum(u, xp.zeros_like(u)) + xp.log1p(xp.exp(-xp.abs(u)))
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The ``(C, C)`` curvatures of ``n`` samples, in whichever form is smallest.
+
+    Either ``K_i = diag(diagonal_i) - outer(root_i, root_i)``, or any symmetric ``K_i = dense_i``.
+
+    Attributes
+    ----------
+    diagonal : array of shape (n, C) or None
+        The diagonal part; ``None`` if ``dense`` is given.
+    root : array of shape (n, C) or None
+        The rank-one part. ``None`` means that the outputs do not interact.
+    dense : array of shape (n, C, C) or None
+        The curvatures themselves, where they have no structure.
+    rows_sum_to_zero : bool
+        Whether ``K_i 1 = 0``, as for softmax: adding a constant to every output changes nothing.
+
+    Examples
+    --------
+    Softmax with two equal logits has ``K = [[1/4, -1/4], [-1/4, 1/4]]``:
+
+    >>> half = np.asarray([[0.5, 0.5]])
+    >>> Curvature(diagonal=half, root=half).matrices()
+    array([[[ 0.25, -0.25],
+            [-0.25,  0.25]]])
+    """
+
+    diagonal: Array | None = None
+    root: Array | None = None
+    dense: Array | None = None
+    rows_sum_to_zero: bool = False
+
+    def apply(self, vectors: Array) -> Array:
+        """Return ``K_i v_i`` for ``vectors (n, C)``, or column by column for ``(n, C, m)``."""
+        xp = namespace(vectors)
+        stacked = vectors if vectors.ndim == 3 else vectors[:, :, None]
+        if self.dense is not None:
+            result = xp.matmul(self.dense, stacked)
+        else:
+            result = self.diagonal[:, :, None] * stacked  # type: ignore[index]
+            if self.root is not None:
+                inner = xp.sum(self.root[:, :, None] * stacked, axis=1, keepdims=True)
+                result = result - self.root[:, :, None] * inner
+        return result if vectors.ndim == 3 else result[:, :, 0]
+
+    def scaled(self, weight: Array | None) -> Curvature:
+        """Return ``weight_i K_i`` for non-negative ``weight (n,)``; ``None`` means 1."""
+        if weight is None:
+            return self
+        xp = namespace(weight)
+        column = weight[:, None]
+        return replace(
+            self,
+            diagonal=None if self.diagonal is None else self.diagonal * column,
+            root=None if self.root is None else self.root * xp.sqrt(column),
+            dense=None if self.dense is None else self.dense * column[:, :, None],
+        )
+
+    def matrices(self) -> Array:
+        """Return the ``(n, C, C)`` curvatures written out. For small blocks only."""
+        if self.dense is not None:
+            return self.dense
+        xp = namespace(self.diagonal)
+        eye = xp.eye(self.diagonal.shape[1], dtype=self.diagonal.dtype)  # type: ignore[union-attr]
+        result = self.diagonal[:, :, None] * eye[None, :, :]  # type: ignore[index]
+        if self.root is not None:
+            result = result - self.root[:, :, None] * self.root[:, None, :]
+        return result
+
+
+class Loss(ABC):
+    """A loss as a function of the pre-activations; see the module's first lines.
+
+    Subclass this to add a closed form. Anything without one is differentiated by its framework, which
+    gives an object with the same four methods.
+    """
+
+    #: How the loss is named in messages and stored manifests.
+    name: str
+    #: Whether ``K_i`` is diagonal for every ``u``, so that the Hessian falls into one block per output.
+    outputs_are_independent: bool = False
+    #: Whether ``K_i`` is the same multiple of the identity for every sample and output.
+    curvature_is_constant: bool = False
+    #: Whether the targets are classes, so that there is a predicted and a given label.
+    is_classification: bool = True
+
+    @abstractmethod
+    def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
+        """Check ``labels`` of one batch and return them as targets ``(n,)`` or ``(n, C)``."""
+
+    @abstractmethod
+    def value(self, u: Array, target: Array) -> Array:
+        """Return the loss of every sample, shape ``(n,)``."""
+
+    @abstractmethod
+    def residual(self, u: Array, target: Array) -> Array:
+        """Return ``d ell_i / d u_i``, shape ``(n, C)``."""
+
+    @abstractmethod
+    def curvature(self, u: Array, target: Array) -> Curvature:
+        """Return ``d2 ell_i / d u_i2``."""
+
+    @abstractmethod
+    def margin(self, u: Array, target: Array) -> Array:
+        """Return how far ``u`` speaks for the target, shape ``(n,)``; negative where it speaks against."""
+
+    def given_output(self, target: Array) -> Array:
+        """Return the output that the target names, shape ``(n,)``, integers."""
+        xp = namespace(target)
+        return target if target.ndim == 1 else xp.argmax(target, axis=1)
+
+    def fingerprint(self) -> str:
+        """Return a text that two losses share only if they are the same function."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class SoftmaxCrossEntropy(Loss):
+    """Softmax cross-entropy on raw logits: ``ell(u) = -sum_c y_c log softmax(u)_c``.
+
+    Parameters
+    ----------
+    label_smoothing : float, default=0.0
+        ``s`` in ``y <- (1 - s) y + s / C``.
+
+    Notes
+    -----
+    With ``p = softmax(u)`` and ``sum_c y_c = 1``::
+
+        d ell / d u_a       = sum_c y_c (p_a - [a = c])     = p_a - y_a
+        d2 ell / d u_a d u_b = d p_a / d u_b                = p_a [a = b] - p_a p_b
+
+    Examples
+    --------
+    >>> loss = SoftmaxCrossEntropy()
+    >>> u = np.asarray([[0.0, 0.0]])
+    >>> loss.residual(u, np.asarray([0]))
+    array([[-0.5,  0.5]])
+    >>> loss.curvature(u, np.asarray([0])).matrices()[0]
+    array([[ 0.25, -0.25],
+           [-0.25,  0.25]])
+    """
+
+    label_smoothing: float = 0.0
+    name = "softmax cross-entropy"
+
+    def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
+        labels = np.asarray(labels)
+        if labels.ndim == 2 and labels.shape[1] == 1 and n_outputs > 1:
+            labels = labels[:, 0]
+        if labels.ndim == 1:
+            return _class_numbers(labels, n_outputs, where)
+        rows = _label_rows(labels, n_outputs, where)
+        totals = rows.sum(axis=1)
+        if (rows < 0).any() or np.abs(totals - 1).max(initial=0) > 1e-3:
+            row = int(np.argmax(np.abs(totals - 1)))
+            raise WhenceError(
+                f"labels in {where}",
+                "one class a sample: rows that are non-negative and sum to 1",
+                f"a row that sums to {totals[row]:.4g}",
+                "Use binary cross-entropy for several labels a sample, or normalise the rows.",
+            )
+        return rows
+
+    def _rows(self, u: Array, target: Array) -> Array:
+        n_classes = u.shape[1]
+        rows = one_hot(target, n_classes, u.dtype) if target.ndim == 1 else astype(target, u.dtype)
+        if self.label_smoothing:
+            rows = rows * (1 - self.label_smoothing) + self.label_smoothing / n_classes
+        return rows
+
+    def value(self, u: Array, target: Array) -> Array:
+        return -namespace(u).sum(self._rows(u, target) * log_softmax(u), axis=1)
+
+    def residual(self, u: Array, target: Array) -> Array:
+        return softmax(u) - self._rows(u, target)
+
+    def curvature(self, u: Array, target: Array) -> Curvature:
+        p = softmax(u)
+        return Curvature(diagonal=p, root=p, rows_sum_to_zero=True)
+
+    def margin(self, u: Array, target: Array) -> Array:
+        xp = namespace(u)
+        given = one_hot(self.given_output(target), u.shape[1], xp.bool)
+        lowest = xp.full_like(u, -xp.inf)
+        mine = xp.max(xp.where(given, u, lowest), axis=1)
+        if u.shape[1] == 1:
+            return mine
+        return mine - xp.max(xp.where(given, lowest, u), axis=1)
+
+    def fingerprint(self) -> str:
+        return f"{self.name}, label_smoothing={self.label_smoothing:g}"
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Loss):
+    """Sigmoid binary cross-entropy on raw logits, averaged over the ``C`` outputs.
+
+    Parameters
+    ----------
+    label_smoothing : float, default=0.0
+        ``s`` in ``y <- (1 - s) y + s / 2``.
+
+    Notes
+    -----
+    With ``p = sigmoid(u)``, ``ell(u) = (1/C) sum_c softplus(u_c) - y_c u_c``::
+
+        d ell / d u_a        = (p_a - y_a) / C
+        d2 ell / d u_a d u_b = [a = b] p_a (1 - p_a) / C
+
+    For one output, the usual case, the factor is 1.
+
+    Examples
+    --------
+    >>> loss = BinaryCrossEntropy()
+    >>> u = np.asarray([[0.0]])
+    >>> loss.residual(u, np.asarray([[1.0]]))
+    array([[-0.5]])
+    >>> loss.curvature(u, np.asarray([[1.0]])).matrices()[0]
+    array([[0.25]])
+    """
+
+    label_smoothing: float = 0.0
+    name = "binary cross-entropy"
+    outputs_are_independent = True
+
+    def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
+        rows = _label_rows(_as_column(labels, n_outputs), n_outputs, where)
+        if rows.min(initial=0) < 0 or rows.max(initial=1) > 1:
+            bad = float(rows.max() if rows.max() > 1 else rows.min())
+            raise WhenceError(
+                f"labels in {where}",
+                "numbers from 0 to 1 for binary cross-entropy",
+                f"{bad:g}",
+                "Map the two classes to 0 and 1.",
+            )
+        return rows
+
+    def _rows(self, u: Array, target: Array) -> Array:
+        rows = astype(target, u.dtype)
+        return rows * (1 - self.label_smoothing) + self.label_smoothing / 2
+
+    def value(self, u: Array, target: Array) -> Array:
+        return namespace(u).mean(softplus(u) - self._rows(u, target) * u, axis=1)
+
+    def residual(self, u: Array, target: Array) -> Array:
+        return (sigmoid(u) - self._rows(u, target)) / u.shape[1]
+
+    def curvature(self, u: Array, target: Array) -> Curvature:
+        p = sigmoid(u)
+        # sigmoid(-u) keeps the digits that 1 - p loses where p is near 1.
+        return Curvature(diagonal=p * sigmoid(-u) / u.shape[1])
+
+    def margin(self, u: Array, target: Array) -> Array:
+        xp = namespace(u)
+        return xp.min((2 * astype(target, u.dtype) - 1) * u, axis=1)
+
+    def fingerprint(self) -> str:
+        return f"{self.name}, label_smoothing={self.label_smoothing:g}"
+
+
+@dataclass(frozen=True)
+class SquaredError(Loss):
+    """Squared error, averaged over the ``C`` outputs: ``ell(u) = (1/C) sum_c (u_c - y_c)^2``.
+
+    Notes
+    -----
+    ::
+
+        d ell / d u_a        = 2 (u_a - y_a) / C
+        d2 ell / d u_a d u_b = 2 [a = b] / C
+
+    Examples
+    --------
+    >>> loss = SquaredError()
+    >>> loss.residual(np.asarray([[3.0]]), np.asarray([[1.0]]))
+    array([[4.]])
+    """
+
+    name = "squared error"
+    outputs_are_independent = True
+    curvature_is_constant = True
+    is_classification = False
+
+    def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
+        return _label_rows(_as_column(labels, n_outputs), n_outputs, where)
+
+    def value(self, u: Array, target: Array) -> Array:
+        return namespace(u).mean((u - astype(target, u.dtype)) ** 2, axis=1)
+
+    def residual(self, u: Array, target: Array) -> Array:
+        return 2 * (u - astype(target, u.dtype)) / u.shape[1]
+
+    def curvature(self, u: Array, target: Array) -> Curvature:
+        return Curvature(diagonal=namespace(u).full_like(u, 2 / u.shape[1]))
+
+    def margin(self, u: Array, target: Array) -> Array:
+        return -self.value(u, target)
+
+
+def _as_column(labels: Any, n_outputs: int) -> np.ndarray:
+    labels = np.asarray(labels)
+    return labels[:, None] if labels.ndim == 1 and n_outputs == 1 else labels
+
+
+def _class_numbers(labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
+    if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
+        raise WhenceError(
+            f"labels in {where}",
+            f"class numbers from 0 to {n_outputs - 1}, or rows of {n_outputs} probabilities",
+            f"fractions such as {labels[labels != np.rint(labels)][0]:g}",
+            "Use a regression loss for real-valued targets.",
+        )
+    if labels.dtype.kind not in "iufb":
+        raise WhenceError(
+            f"labels in {where}",
+            f"class numbers from 0 to {n_outputs - 1}",
+            f"dtype {labels.dtype}",
+            "Encode the classes as integers.",
+        )
+    numbers = labels.astype(np.int64)
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= n_outputs):
+        bad = numbers.min() if numbers.min() < 0 else numbers.max()
+        raise WhenceError(
+            f"labels in {where}",
+            f"class numbers from 0 to {n_outputs - 1} (the layer has {n_outputs} outputs)",
+            f"class {bad}",
+            "Number the classes from 0, or choose the layer that has one output a class.",
+        )
+    return numbers
+
+
+def _label_rows(labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
+    if labels.dtype.kind not in "iufb":
+        raise WhenceError(f"labels in {where}", "numbers", f"dtype {labels.dtype}", "Encode them.")
+    if labels.ndim != 2 or labels.shape[1] != n_outputs:
+        raise WhenceError(
+            f"labels in {where}",
+            f"shape (batch, {n_outputs}), one column for each output of the layer",
+            f"shape {tuple(labels.shape)}",
+            "Give labels of the loss's kind, or choose the layer that has one output a label.",
+        )
+    return labels.astype(np.float64 if labels.dtype == np.float64 else np.float32)

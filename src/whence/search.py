@@ -1,0 +1,264 @@
+"""Scores of all training samples for some queries, and the strongest of them, block by block.
+
+Every method of this library scores a training sample ``i`` for a query ``t`` as
+
+    ``v(i, t) = offset_t + <outer(phi_i, a_i), S_t>``,
+
+with the stored features ``phi_i (d,)`` and coefficients ``a_i (C,)`` of the sample, and a matrix
+``S_t (d, C)`` of the query. A query about one output alone has ``S_t = outer(s_t, e_j)``; then ``s_t``
+and ``j`` are all that is kept.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from whence._arrays import Array, as_numpy, astype, check_number, itemsize, namespace, row_slices
+from whence._errors import WhenceError
+from whence.linear_layer import flatten
+
+__all__ = [
+    "ORDER",
+    "BaseNearestNeighbors",
+    "LinearNearestNeighbors",
+    "Queries",
+    "TopK",
+    "check_order",
+    "scores",
+]
+
+#: Bytes that the temporary of one block of scores may take.
+SEARCH_BYTES = 64 * 2**20
+
+
+class ORDER(Enum):
+    """Which end of the scores is wanted: the smallest (ascending) or the largest (descending)."""
+
+    ASCENDING = 1
+    DESCENDING = 2
+
+
+def check_order(order: Any) -> ORDER:
+    """Return ``order``, or raise if it is not an :class:`ORDER`."""
+    if isinstance(order, ORDER):
+        return order
+    raise WhenceError(
+        "order", "ORDER.ASCENDING or ORDER.DESCENDING", repr(order), "Import ORDER from whence."
+    )
+
+
+class Vector(NamedTuple):
+    """What is stored of some training samples: ``phi (n, d)`` and ``coefficients (n, C)``."""
+
+    phi: Array
+    coefficients: Array
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What some samples to explain ask of the training samples.
+
+    Attributes
+    ----------
+    matrices : array of shape (T, d, C) or (T, d)
+        ``S_t``, or ``s_t`` where the query is about one output alone.
+    offsets : array of shape (T,)
+    outputs : array of shape (T,) or None
+        The one output of each query; given if and only if ``matrices`` has two axes.
+    """
+
+    matrices: Array
+    offsets: Array
+    outputs: Array | None = None
+
+    def __len__(self) -> int:
+        return int(self.matrices.shape[0])
+
+    def __getitem__(self, rows: slice) -> Queries:
+        outputs = None if self.outputs is None else self.outputs[rows]
+        return Queries(self.matrices[rows, ...], self.offsets[rows], outputs)
+
+
+def scores(queries: Queries, vector: Vector) -> Array:
+    """Return ``v(i, t)``, shape ``(T, n)``, in the precision of the features.
+
+    Examples
+    --------
+    ``phi = 2``, ``a = 3``, ``S = 10``, offset 1: ``1 + 2 * 3 * 10``.
+
+    >>> one = Queries(np.full((1, 1, 1), 10.0), np.ones(1))
+    >>> scores(one, Vector(np.full((1, 1), 2.0), np.full((1, 1), 3.0)))
+    array([[61.]])
+    """
+    phi, coefficients = vector
+    xp = namespace(phi)
+    matrices = astype(queries.matrices, phi.dtype)
+    coefficients = astype(coefficients, phi.dtype)
+    n_queries = len(queries)
+    if queries.outputs is not None:
+        similarity = matrices @ phi.T
+        result = similarity * xp.take(coefficients, queries.outputs, axis=1).T
+    elif n_queries <= phi.shape[1]:
+        # (phi @ S_t) first: a temporary of C numbers for each pair.
+        d, n_outputs = matrices.shape[1:]
+        wide = xp.reshape(xp.permute_dims(matrices, (1, 0, 2)), (d, n_queries * n_outputs))
+        images = xp.reshape(phi @ wide, (phi.shape[0], n_queries, n_outputs))
+        result = xp.matmul(images, coefficients[:, :, None])[:, :, 0].T
+    else:
+        # The gradients first: a temporary of d * C numbers for each training sample.
+        gradients = flatten(phi[:, :, None] * coefficients[:, None, :])
+        result = flatten(matrices) @ gradients.T
+    return result + astype(queries.offsets, phi.dtype)[:, None]
+
+
+def block_rows(queries: Queries, vector: Vector) -> int:
+    """Return how many training samples a block may have, for its temporary to fit."""
+    d, n_outputs = vector.phi.shape[1], vector.coefficients.shape[1]
+    width = n_outputs * min(len(queries), d) + 2 * len(queries)
+    return max(16, SEARCH_BYTES // (width * itemsize(vector.phi)))
+
+
+class TopK:
+    """The ``k`` largest (or smallest) scores of each query so far, over blocks that come one by one.
+
+    Equal scores are ordered by row, the first first, so that the result does not depend on how the
+    training set was cut into blocks.
+
+    Parameters
+    ----------
+    n_queries, k : int
+    order : ORDER
+
+    Examples
+    --------
+    >>> best = TopK(1, 2, ORDER.DESCENDING)
+    >>> best.add(np.asarray([[1.0, 5.0]]), 0)
+    >>> best.add(np.asarray([[5.0, 3.0]]), 2)
+    >>> best.values, best.rows
+    (array([[5., 5.]]), array([[1, 2]]))
+    """
+
+    def __init__(self, n_queries: int, k: int, order: ORDER) -> None:
+        self.k = k
+        self.sign = -1.0 if order is ORDER.DESCENDING else 1.0
+        self._keys = np.empty((n_queries, 0))
+        self.rows = np.empty((n_queries, 0), dtype=np.int64)
+
+    def add(self, block_scores: Array, first_row: int) -> None:
+        """Take in the scores ``(T, n)`` of the rows from ``first_row`` on."""
+        keys = as_numpy(block_scores) * self.sign
+        rows = np.broadcast_to(np.arange(first_row, first_row + keys.shape[1]), keys.shape)
+        keys, rows = _smallest(keys, rows, self.k)
+        keys = np.concatenate([self._keys.astype(keys.dtype, copy=False), keys], axis=1)
+        rows = np.concatenate([self.rows, rows], axis=1)
+        order = np.lexsort((rows, keys), axis=1)[:, : self.k]
+        self._keys = np.take_along_axis(keys, order, axis=1)
+        self.rows = np.take_along_axis(rows, order, axis=1)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The scores, best first, shape ``(T, min(k, N))``."""
+        return self._keys * self.sign
+
+
+def _smallest(keys: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``k`` columns with the smallest keys; among equal keys at the cut, the first rows."""
+    if keys.shape[1] <= k:
+        return keys, rows
+    chosen = np.argpartition(keys, k - 1, axis=1)[:, :k]
+    cut = np.take_along_axis(keys, chosen, axis=1).max(axis=1, keepdims=True)
+    tied = (keys <= cut).sum(axis=1) > k
+    for query in np.flatnonzero(tied):  # rare: decide ties at the cut by row
+        candidates = np.flatnonzero(keys[query] <= cut[query])
+        best = np.lexsort((candidates, keys[query, candidates]))[:k]
+        chosen[query] = candidates[best]
+    return np.take_along_axis(keys, chosen, axis=1), np.take_along_axis(rows, chosen, axis=1)
+
+
+class BaseNearestNeighbors(ABC):
+    """A search for the training samples with the strongest scores; subclass it to bring your own."""
+
+    @abstractmethod
+    def build(
+        self,
+        dataset: Iterable[tuple[int, Vector]],
+        dot_product_fun: Callable[[Queries, Vector], Array],
+        k: int,
+        query_batch_size: int,
+        d_type: Any = np.float32,
+        order: ORDER = ORDER.DESCENDING,
+    ) -> None:
+        """Take in what is to be searched.
+
+        Parameters
+        ----------
+        dataset : iterable of (int, Vector)
+            The training set in blocks, each with the row of its first sample. Can be iterated again.
+        dot_product_fun : callable
+            ``dot_product_fun(queries, vector)`` gives the scores ``(T, n)``.
+        k : int
+            How many samples to find for each query.
+        query_batch_size : int
+            How many queries come at once, at most.
+        d_type : dtype
+            What the values are returned as.
+        order : ORDER
+            Which end of the scores is wanted.
+        """
+
+    @abstractmethod
+    def query(self, vector_to_find: Queries, batch_size: int | None = None) -> tuple[Any, Any]:
+        """Return ``(values, rows)``, each of shape ``(T, k)``, the strongest first."""
+
+
+class LinearNearestNeighbors(BaseNearestNeighbors):
+    """Exact search: one pass over the training set, in blocks of bounded memory.
+
+    Examples
+    --------
+    >>> search = LinearNearestNeighbors()
+    >>> vector = Vector(np.asarray([[1.0], [3.0], [2.0]]), np.ones((3, 1)))
+    >>> search.build([(0, vector)], scores, k=2, query_batch_size=1)
+    >>> values, rows = search.query(Queries(np.ones((1, 1, 1)), np.zeros(1)))
+    >>> values.tolist(), rows.tolist()
+    ([[3.0, 2.0]], [[1, 2]])
+    """
+
+    def build(
+        self,
+        dataset: Iterable[tuple[int, Vector]],
+        dot_product_fun: Callable[[Queries, Vector], Array],
+        k: int,
+        query_batch_size: int,
+        d_type: Any = np.float32,
+        order: ORDER = ORDER.DESCENDING,
+    ) -> None:
+        """Remember what is to be searched; see the base class."""
+        check_number(k, "k", minimum=1, integer=True)
+        self._dataset = dataset
+        self._scores = dot_product_fun
+        self._k = k
+        self._dtype = np.dtype(d_type)
+        self._order = check_order(order)
+
+    def query(self, vector_to_find: Queries, batch_size: int | None = None) -> tuple[Any, Any]:
+        """Return ``(values, rows)``; see the base class."""
+        (best,) = self.query_orders(vector_to_find, (self._order,))
+        return best.values.astype(self._dtype), best.rows
+
+    def query_orders(self, queries: Queries, orders: tuple[ORDER, ...]) -> tuple[TopK, ...]:
+        """Find several ends of the scores in one pass."""
+        found = tuple(TopK(len(queries), self._k, order) for order in orders)
+        for start, vector in self._dataset:
+            for rows in row_slices(vector.phi.shape[0], block_rows(queries, vector)):
+                part = Vector(vector.phi[rows, :], vector.coefficients[rows, :])
+                block = self._scores(queries, part)
+                for best in found:
+                    best.add(block, start + rows.start)
+        return found
