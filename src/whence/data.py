@@ -108,22 +108,20 @@ def fingerprints(batch: Batch) -> np.ndarray:
     (np.True_, np.False_)
     """
     columns = [_row_bytes(leaf) for leaf in leaves((batch.inputs, batch.labels, batch.weight))]
-    n_samples = batch.n_samples
-    digests = bytearray()
-    for row in range(n_samples):
-        digest = hashlib.blake2b(digest_size=8)
-        for column in columns:
-            digest.update(column[row])
-        digests += digest.digest()
-    return np.frombuffer(bytes(digests), dtype=np.uint64)
+    rows = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return np.frombuffer(digests, dtype=np.uint64)
 
 
-def _row_bytes(leaf: Any) -> Any:
+def _row_bytes(leaf: Any) -> np.ndarray:
+    """Return the bytes of each sample, shape ``(n, n_bytes)``."""
     array = as_numpy(leaf)
-    if array.dtype.hasobject:  # strings of variable length
-        return [repr(row.tolist() if hasattr(row, "tolist") else row).encode() for row in array]
+    if array.dtype.hasobject:  # strings of variable length: a digest of each stands for it
+        texts = [repr(row.tolist() if hasattr(row, "tolist") else row) for row in array]
+        digests = b"".join(hashlib.blake2b(t.encode(), digest_size=16).digest() for t in texts)
+        return np.frombuffer(digests, dtype=np.uint8).reshape(len(texts), 16)
     rows = np.ascontiguousarray(array).reshape(array.shape[0], -1)
-    return rows.view(np.uint8)  # one run of bytes a row
+    return rows.view(np.uint8)
 
 
 class Dataset(ABC):
@@ -343,7 +341,7 @@ class TensorFlowDataset(Dataset):
                 part.set_shape([length, *like.shape[1:]] if not leading else [None, length])
             return whole, tuple(results) if several else results[0]
 
-        return self._dataset.map(mapped)
+        return self._dataset.map(tf.autograph.experimental.do_not_convert(mapped))
 
     def from_elements(self, elements: Sequence[tuple[Any, ...]]) -> Any:
         tf = import_extra("tensorflow", "tensorflow")
@@ -365,7 +363,8 @@ class TensorFlowDataset(Dataset):
         def mapped(i: Any, element: Any) -> Any:
             return element[0], self._map(function, example, i)  # type: ignore[arg-type]
 
-        return wrapped.map(mapped)
+        tf = import_extra("tensorflow", "tensorflow")
+        return wrapped.map(tf.autograph.experimental.do_not_convert(mapped))
 
 
 #: Kinds of datasets of other frameworks: a test on the type's module, and where the class stands.

@@ -40,7 +40,7 @@ from whence.losses import Curvature, Loss
 __all__ = ["Block", "Blocks", "Hessian", "LinearLayer", "flatten", "unflatten"]
 
 #: Bytes that a temporary of the Hessian's assembly may take.
-WORKSPACE_BYTES = 128 * 2**20
+WORKSPACE_BYTES = 16 * 2**20
 
 
 class Block(NamedTuple):
