@@ -128,12 +128,15 @@ class Floor:
     top_k: float
 
 
-def floor_of(work: Workload, rates: Rates, forward: float, forward_queries: float) -> Floor:
+def floor_of(
+    work: Workload, rates: Rates, forward: float, forward_queries: float, reading: float
+) -> Floor:
     """Return the forward pass plus the matrix products of the method at the measured rates.
 
     Constructor: one forward pass, the softmax Hessian as one symmetric rank-k update in float32, its
     Cholesky factor in float64. Self-influence: the inverse, and one block row of it for each sample.
-    Top-k: two triangular solves for each query, and one pass over the stored features.
+    Top-k: two triangular solves for each query, and one pass over the stored features. The last two
+    return training samples, so that reading the training set once belongs to each.
     """
     n, d, c, m = work.n, work.d + 1, work.c, work.size
     hessian = n * m**2 / rates.syrk32
@@ -144,8 +147,8 @@ def floor_of(work: Workload, rates: Rates, forward: float, forward_queries: floa
     search = 2 * n * d * c * N_QUERIES / rates.gemm32
     return Floor(
         constructor=forward + hessian + factor,
-        self_influence=inverse + block_rows,
-        top_k=forward_queries + solves + search,
+        self_influence=reading + inverse + block_rows,
+        top_k=reading + forward_queries + solves + search,
     )
 
 

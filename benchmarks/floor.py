@@ -43,6 +43,17 @@ def forward_seconds(model, dataset, repeats: int) -> float:
     return median_seconds(forward, repeats)
 
 
+def reading_seconds(dataset, repeats: int) -> float:
+    """Return the time of one pass over a dataset."""
+
+    def read() -> None:
+        for _ in dataset:
+            pass
+
+    read()
+    return median_seconds(read, repeats)
+
+
 def main() -> None:
     """Print the rates and the floor of each workload."""
     import tensorflow as tf
@@ -57,7 +68,8 @@ def main() -> None:
         x, y = data_of(work)
         dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
         forward = forward_seconds(dense_model(work), dataset, options.repeats)
-        floor = floor_of(work, rates, forward, forward * N_QUERIES / work.n)
+        reading = reading_seconds(dataset, options.repeats)
+        floor = floor_of(work, rates, forward, forward * N_QUERIES / work.n, reading)
         print(
             f"{work.name:10s}{forward:10.3f}{floor.constructor:13.3f}"
             f"{floor.self_influence:10.3f}{floor.top_k:10.3f}"

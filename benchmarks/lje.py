@@ -25,7 +25,7 @@ from _common import (
     parser,
     peak_megabytes,
 )
-from floor import dense_model, forward_seconds
+from floor import dense_model, forward_seconds, reading_seconds
 
 
 def run(name: str, repeats: int) -> dict:
@@ -41,7 +41,8 @@ def run(name: str, repeats: int) -> dict:
     test = tf.data.Dataset.from_tensor_slices((x[:N_QUERIES], y[:N_QUERIES])).batch(N_QUERIES)
     model = dense_model(work)
     forward = forward_seconds(model, train, repeats)
-    floor = floor_of(work, rates, forward, forward_seconds(model, test, repeats))
+    reading = reading_seconds(train, repeats)
+    floor = floor_of(work, rates, forward, forward_seconds(model, test, repeats), reading)
     wrapped = whence.InfluenceModel(model)
     whence.RepresenterPointLJE(wrapped, test, whence.ExactIHVPFactory())  # traces the model
 
@@ -81,7 +82,7 @@ def run(name: str, repeats: int) -> dict:
 def main() -> None:
     """Print one line for each workload and step."""
     options = parser(__doc__)
-    options.add_argument("--one", help=argparse_hidden("run one workload in this process"))
+    options.add_argument("--one", help="(run one workload in this process)")
     options.add_argument("--workloads", nargs="*", help="which of W1 ... W4")
     chosen = options.parse_args()
     if chosen.one:
@@ -105,11 +106,6 @@ def main() -> None:
             f"{'':22s}{'all three':16s}{total[0]:10.3f}{total[1]:10.3f}"
             f"{total[0] / total[1]:8.2f}{result['peak_mb']:9.0f}"
         )
-
-
-def argparse_hidden(text: str) -> str:
-    """Return the help text of an option that only this script uses."""
-    return f"({text})"
 
 
 if __name__ == "__main__":

@@ -131,6 +131,8 @@ class Dataset(ABC):
     argument: str = "dataset"
     #: Whether a batch without labels is an error.
     labels_are_needed: bool = True
+    #: The object that the user passed.
+    given: Any = None
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches, checked for their form."""
@@ -393,8 +395,12 @@ def open_dataset(dataset: Any, argument: str = "dataset") -> Dataset:
     WhenceError
         If it is none of these.
     """
-    if isinstance(dataset, Dataset):
-        return dataset
+    opened = _open(dataset, argument)
+    opened.given = dataset
+    return opened
+
+
+def _open(dataset: Any, argument: str) -> Dataset:
     for handles, make in _KINDS:
         if handles(dataset):
             return make(dataset, argument)

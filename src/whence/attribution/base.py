@@ -96,6 +96,7 @@ class Attribution(ABC):
         self.influence_model = influence_model if follows else influence_model.at_layer(target_layer)
         self.label = label
         self.progress = progress
+        self._train_set = dataset
         self.index: Index = self.influence_model.index(dataset, ids=ids, progress=progress)
         #: The layer with the model's own weights.
         self.layer: LinearLayer = self.influence_model.layer
@@ -576,8 +577,13 @@ class Attribution(ABC):
             )
         return rows
 
-    def _match(self, opened: Dataset) -> tuple[np.ndarray, int]:
-        """Return the index's rows that a training set holds, ascending, and how many batches it has."""
+    def _match(self, opened: Dataset) -> tuple[np.ndarray, int | None]:
+        """Return the index's rows that a training set holds, ascending, and how many batches it has.
+
+        The constructor's own dataset holds all of them, without another pass over it.
+        """
+        if opened.given is self._train_set:
+            return np.arange(self.index.n_samples), opened.n_batches
         steps = track(opened, "matching the training set", opened.n_batches, self.progress)
         rows = [self._rows(batch) for batch in steps]
         return self.index.with_equals(np.unique(np.concatenate(rows))), len(rows)

@@ -178,9 +178,9 @@ class ExactIHVP(InverseHessianVectorProduct):
         lam = _in_double(self.layer.regulariser(self.damping))
         matrices = []
         for i in range(hessian.blocks.shape[0]):
-            matrix = _in_double(hessian.blocks[i, ...])
+            matrix = hessian.blocks[i, ...]
             repeats = matrix.shape[0] // lam.shape[0]
-            matrices.append(_add_to_diagonal(matrix, xp.tile(lam, (repeats,))))
+            matrices.append(_damped_in_double(matrix, xp.tile(lam, (repeats,))))
         return matrices, hessian.is_whole, eps
 
     def _needs_double_assembly(self) -> bool:
@@ -192,7 +192,7 @@ class ExactIHVP(InverseHessianVectorProduct):
         first = next(iter(self.blocks))
         if itemsize(first.phi) >= 8:
             return False
-        n_rows = min(first.phi.shape[0], 2048)
+        n_rows = min(first.phi.shape[0], 512)
         sample = Block(
             _in_double(first.phi[:n_rows, :]),
             first.target[:n_rows, ...],
@@ -205,7 +205,7 @@ class ExactIHVP(InverseHessianVectorProduct):
         sign = 1 - 2 * (xp.arange(self.layer.n_outputs) % 2)
         vector = vector * xp.astype(sign, sample.phi.dtype)[None, None, :] + 1e-3
         largest = 0.0
-        for _ in range(6):
+        for _ in range(4):
             norm = float(xp.linalg.vector_norm(vector))
             if norm == 0:
                 return False
@@ -347,13 +347,15 @@ def _in_double(array: Array) -> Array:
     return astype(array, namespace(array).float64)
 
 
-def _add_to_diagonal(matrix: Array, diagonal: Array) -> Array:
+def _damped_in_double(matrix: Array, diagonal: Array) -> Array:
+    """Return ``matrix + diag(diagonal)`` in float64, in memory of its own."""
     if isinstance(matrix, np.ndarray):
-        matrix = np.array(matrix, order="F")  # LAPACK's order, and never the caller's memory
-        matrix[np.diag_indices(matrix.shape[0])] += diagonal
-        return matrix
+        damped = np.array(matrix, dtype=np.float64, order="F")  # LAPACK's order: factorised in place
+        damped[np.diag_indices(damped.shape[0])] += diagonal
+        return damped
     xp = namespace(matrix)
-    return matrix + xp.eye(matrix.shape[0], dtype=matrix.dtype) * diagonal[None, :]
+    wide = _in_double(matrix)
+    return wide + xp.eye(wide.shape[0], dtype=wide.dtype) * diagonal[None, :]
 
 
 def _quadratic_forms(phi: Array, inverse: Array) -> Array:
