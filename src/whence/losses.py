@@ -1,8 +1,8 @@
 """Residuals and curvatures of losses with respect to the pre-activations.
 
-A loss here is ``ell(u) = loss(y, tail(u))``, seen as a function of the ``C`` pre-activations ``u`` of
-the target layer: the softmax, sigmoid or identity after the layer belongs to it. Three functions of
-``u`` and the target are all that the rest of the library needs:
+A loss here is ``ell(u) = loss(y, tail(u))``, seen as a function of the ``C`` pre-activations ``u``
+of the target layer: the softmax, sigmoid or identity after the layer belongs to it. Three functions
+of ``u`` and the target are all that the rest of the library needs:
 
 - ``value``      ``(n,)``       ``ell_i(u_i)``
 - ``residual``   ``(n, C)``     ``r_i = d ell_i / d u_i``
@@ -146,17 +146,19 @@ class Curvature:
 class Loss(ABC):
     """A loss as a function of the pre-activations; see the module's first lines.
 
-    Subclass this to add a closed form. Anything without one is differentiated by its framework, which
-    gives an object with the same four methods.
+    Subclass this to add a closed form. Anything without one is differentiated by its framework,
+    which gives an object with the same methods.
     """
 
     #: How the loss is named in messages and stored manifests.
     name: str
-    #: Whether ``K_i`` is diagonal for every ``u``, so that the Hessian falls into one block per output.
+    #: Whether ``K_i`` is diagonal for every ``u``: the Hessian falls into one block per output.
     outputs_are_independent: bool = False
     #: Whether ``K_i`` is the same multiple of the identity for every sample and output.
     curvature_is_constant: bool = False
-    #: Whether the targets are classes, so that there is a predicted and a given label.
+    #: Whether ``K_i`` is any matrix, written out, so that blocks of samples are kept small.
+    curvature_is_dense: bool = False
+    #: Whether output ``j`` stands for class ``j``, so that there is a predicted and a given label.
     is_classification: bool = True
 
     @abstractmethod
@@ -177,12 +179,32 @@ class Loss(ABC):
 
     @abstractmethod
     def margin(self, u: Array, target: Array) -> Array:
-        """Return how far ``u`` speaks for the target, shape ``(n,)``; negative where it speaks against."""
+        """Return how far ``u`` speaks for the target, shape ``(n,)``; negative if against it."""
 
     def given_output(self, target: Array) -> Array:
         """Return the output that the target names, shape ``(n,)``, integers."""
         xp = namespace(target)
         return target if target.ndim == 1 else xp.argmax(target, axis=1)
+
+    def predictions(self, u: Array) -> Array:
+        """Return the predicted class, or the largest predicted value, shape ``(n,)``."""
+        xp = namespace(u)
+        if not self.is_classification:
+            return xp.max(u, axis=1)
+        if u.shape[1] == 1:
+            return astype(u[:, 0] > 0, xp.int64)
+        return xp.argmax(u, axis=1)
+
+    def labels(self, target: Array) -> Array:
+        """Return targets as one label a sample, shape ``(n,)``: a class, or the first value."""
+        xp = namespace(target)
+        if target.ndim == 1:
+            return target
+        if target.shape[1] == 1:
+            column = target[:, 0]
+            whole = self.is_classification and bool(xp.all(column == xp.round(column)))
+            return astype(column, xp.int64) if whole else column
+        return xp.argmax(target, axis=1) if self.is_classification else target[:, 0]
 
     def fingerprint(self) -> str:
         """Return a text that two losses share only if they are the same function."""

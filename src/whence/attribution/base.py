@@ -508,22 +508,11 @@ class Attribution(ABC):
 
     def _predictions(self, u: np.ndarray) -> np.ndarray:
         """Return the predicted class, or the predicted value of a regression."""
-        if not self.layer.loss.is_classification:
-            return u[:, 0] if self.layer.n_outputs == 1 else np.max(u, axis=1)
-        if self.layer.n_outputs == 1:
-            return (u[:, 0] > 0).astype(np.int64)
-        return np.argmax(u, axis=1)
+        return as_numpy(self.layer.loss.predictions(u))
 
     def _labels(self, target: np.ndarray) -> np.ndarray:
         """Return targets as one label a sample: a class, or a value."""
-        target = as_numpy(target)
-        if target.ndim == 1:
-            return target
-        if target.shape[1] == 1:
-            column = target[:, 0]
-            whole = self.layer.loss.is_classification and np.array_equal(column, np.rint(column))
-            return column.astype(np.int64) if whole else column
-        return np.argmax(target, axis=1) if self.layer.loss.is_classification else target[:, 0]
+        return as_numpy(self.layer.loss.labels(target))
 
     def _stored_labels(self) -> np.ndarray:
         return np.concatenate([self._labels(shard.target) for shard in self.index.shards])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,49 +13,62 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_finite, namespace
 from whence._errors import WhenceError
-from whence.data import Batch, fingerprints, leaves, open_dataset, take_rows
+from whence.data import Batch, fingerprints, leaves, open_dataset
 from whence.index import Index
 from whence.linear_layer import LinearLayer
-from whence.losses import Loss, sigmoid, softmax
+from whence.losses import Loss
+from whence.models.differentiated import DifferentiatedLoss
+from whence.models.tail import decide_loss
 from whence.progress import track
 
-__all__ = ["Adapter", "InfluenceModel", "LossSpec"]
-
-#: What may follow the pre-activations of a loss in closed form.
-TAILS: dict[str, Callable[[Array], Array]] = {
-    "identity": lambda u: u,
-    "softmax": softmax,
-    "sigmoid": sigmoid,
-}
+__all__ = ["Adapter", "InfluenceModel", "LossSpec", "Weights"]
 
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A loss in closed form, and the tail that the model must have for it.
+    """What is known of a loss: its closed form, if it has one, and the tail that this takes.
 
     Attributes
     ----------
-    loss : Loss
-        The loss as a function of the pre-activations.
+    loss : Loss or None
+        The loss as a function of the pre-activations; ``None`` if it has no closed form.
     tail : str
-        What the model does after the pre-activations: a key of ``TAILS``.
+        What the model must do after the pre-activations for it: a key of ``TAILS``.
     described : str
         The framework's loss, for messages.
+    contradicted_by : tuple of str
+        Tails that can only be there by mistake, such as probabilities where the loss takes logits.
     """
 
-    loss: Loss
+    loss: Loss | None
     tail: str
     described: str
+    contradicted_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The target layer's weights: ``kernel (d, C)``, ``bias (C,)`` or None, and its L2 strengths."""
+    """The target layer's weights and the strengths of its L2 regularisers.
+
+    Attributes
+    ----------
+    kernel : array of shape (d, C)
+    bias : array of shape (C,) or None
+    l2, bias_l2 : float
+        Second derivative of the regulariser on each, see :class:`~whence.LinearLayer`.
+    """
 
     kernel: np.ndarray
     bias: np.ndarray | None
     l2: float = 0.0
     bias_l2: float = 0.0
+
+    def theta(self) -> np.ndarray:
+        """Return the weights as the library takes them: in float64, the bias as last row."""
+        theta = np.array(self.kernel, dtype=np.float64)  # a copy: the model may go on training
+        if self.bias is None:
+            return theta
+        return np.concatenate([theta, np.asarray(self.bias, dtype=np.float64)[None, :]])
 
 
 class Adapter(ABC):
@@ -78,15 +90,41 @@ class Adapter(ABC):
 
     @abstractmethod
     def loss_spec(self) -> LossSpec:
-        """Return the loss in closed form, or raise if there is none."""
+        """Return what is known of the loss, or raise if there is none."""
 
     @abstractmethod
     def features(self, inputs: Any) -> Array:
-        """Return the input of the target layer, shape ``(n, d)``, without the constant of the bias."""
+        """Return the input of the target layer, shape ``(n, d)``, without the bias's constant."""
 
     @abstractmethod
     def tail(self, inputs: Any, pre_activations: np.ndarray) -> np.ndarray:
-        """Return the model's output if the target layer gave these pre-activations ``(n, C)``."""
+        """Return the model's output if the target layer gave these pre-activations ``(n, C)``.
+
+        In single precision at least, where the model computes in half.
+        """
+
+    def output(self, inputs: Any) -> np.ndarray | None:
+        """Return the model's own output, which the tail of its own pre-activations must give.
+
+        ``None`` says that it does by construction, so that there is nothing to compare.
+        """
+        return None
+
+    def differentiated(self, inputs: Any) -> DifferentiatedLoss:
+        """Return the loss and everything after the layer, differentiated by the framework.
+
+        Parameters
+        ----------
+        inputs : tree of arrays
+            Some samples, for the form of the model's inputs; their values must not matter.
+        """
+        spec = self.loss_spec()
+        raise WhenceError(
+            f"loss {spec.described} at layer {self.layer_name!r}",
+            "a loss and a tail that have a closed form",
+            "others",
+            "Choose the model's last layer, and cross-entropy or squared error.",
+        )
 
     def on_device(self, device: str | None) -> AbstractContextManager[Any]:
         """Run the model on a device of the framework inside this context."""
@@ -144,8 +182,8 @@ class InfluenceModel:
     Raises
     ------
     WhenceError
-        If the layer does not exist or is not dense, the model was never built, or the loss is missing
-        or not supported.
+        If the layer does not exist or is not dense, the model was never built, or the loss is
+        missing or not supported.
     """
 
     def __init__(
@@ -157,18 +195,21 @@ class InfluenceModel:
         **options: Any,
     ) -> None:
         self.model = model
-        self._adapter = adapter_for(model, start_layer, loss_function, options)
-        self._spec = self._adapter.loss_spec()
-        self._tail_is_known = False
+        self._open(adapter_for(model, start_layer, loss_function, options))
 
     def at_layer(self, target_layer: int | str) -> InfluenceModel:
         """Return the same model with another target layer."""
         other = InfluenceModel.__new__(InfluenceModel)
         other.model = self.model
-        other._adapter = self._adapter.with_layer(target_layer)
-        other._spec = other._adapter.loss_spec()
-        other._tail_is_known = False
+        other._open(self._adapter.with_layer(target_layer))
         return other
+
+    def _open(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._spec = adapter.loss_spec()
+        self._loss: Loss | None = None  # decided on the first batch
+        self._loss_was_assumed = False
+        self._loss_was_tried = False
 
     @property
     def layer_name(self) -> str:
@@ -177,22 +218,33 @@ class InfluenceModel:
 
     @property
     def loss(self) -> Loss:
-        """The loss as a function of the pre-activations."""
+        """The loss as a function of the pre-activations.
+
+        The closed form where there is one and the model's tail is the one that it takes; else the
+        loss differentiated by the framework. Which of the two is seen on the first batch.
+        """
+        if self._loss is not None:
+            return self._loss
+        if self._spec.loss is None:
+            raise WhenceError(
+                f"loss {self._spec.described}",
+                "a batch first, since this loss has no closed form and the model must be traced",
+                "none yet",
+                "Index the training set, or call features(batch).",
+            )
+        self._loss_was_assumed = True
         return self._spec.loss
 
     @property
     def layer(self) -> LinearLayer:
         """The target layer with the weights that the model has now, in float64."""
         weights = self._adapter.weights()
-        theta = np.asarray(weights.kernel, dtype=np.float64)
-        if weights.bias is not None:
-            theta = np.concatenate([theta, np.asarray(weights.bias, dtype=np.float64)[None, :]])
         return LinearLayer(
-            theta, self.loss, weights.bias is not None, weights.l2, weights.bias_l2
+            weights.theta(), self.loss, weights.bias is not None, weights.l2, weights.bias_l2
         )
 
     def on_device(self, device: str | None) -> AbstractContextManager[Any]:
-        """Run the model on a device of the framework inside this context; ``None`` leaves it alone."""
+        """Run the model on a device of the framework inside this context; ``None`` leaves it."""
         return self._adapter.on_device(device)
 
     def features(self, batch: Batch) -> Array:
@@ -227,8 +279,8 @@ class InfluenceModel:
             )
         if weights.bias is not None:
             phi = xp.concat([phi, xp.ones((phi.shape[0], 1), dtype=phi.dtype)], axis=1)
-        if not self._tail_is_known:
-            self._check_tail(batch, phi)
+        if self._loss is None:
+            self._loss = decide_loss(self._adapter, batch.inputs, phi, self._loss_was_assumed)
         return phi
 
     def targets(self, batch: Batch) -> np.ndarray:
@@ -263,7 +315,12 @@ class InfluenceModel:
         return weight.astype(dtype)
 
     def index(
-        self, dataset: Any, *, ids: Any = None, progress: bool | None = None, argument: str = "dataset"
+        self,
+        dataset: Any,
+        *,
+        ids: Any = None,
+        progress: bool | None = None,
+        argument: str = "dataset",
     ) -> Index:
         """Pass over a training set once and store what the layer sees of it."""
         opened = open_dataset(dataset, argument)
@@ -271,20 +328,25 @@ class InfluenceModel:
         steps = track(opened, "features of the training set", opened.n_batches, progress)
         for batch in steps:
             phi = self.features(batch)
+            target = self.targets(batch)
             weight = self.sample_weights(batch, phi.dtype)
-            index.append(phi, self.targets(batch), weight, fingerprints(batch))
+            self._check_losses(phi, target, batch.where)
+            index.append(phi, target, weight, fingerprints(batch))
         index.finish(ids)
         return index
 
     def linear_system(self, dataset: Any) -> tuple[LinearLayer, Index]:
         """Return the layer and the stored training set, for a solver that is built by hand."""
-        return self.layer, self.index(dataset)
+        index = self.index(dataset)
+        return self.layer, index
 
     def fingerprint(self) -> str:
         """Return a text that changes with the layer's weights, its name and the loss."""
         layer = self.layer
         digest = hashlib.blake2b(np.ascontiguousarray(layer.theta).tobytes(), digest_size=16)
-        digest.update(f"{self.layer_name} {self.loss.fingerprint()} {layer.l2} {layer.bias_l2}".encode())
+        digest.update(
+            f"{self.layer_name} {self.loss.fingerprint()} {layer.l2} {layer.bias_l2}".encode()
+        )
         return digest.hexdigest()
 
     def _extract(self, batch: Batch) -> Array:
@@ -302,30 +364,22 @@ class InfluenceModel:
                 "Give the model's own inputs, batched.",
             ) from error
 
-    def _check_tail(self, batch: Batch, phi: Array) -> None:
-        """Compare what the model does after the layer with what the loss's closed form assumes.
-
-        Some pre-activations of the test's own are put in place of the layer's, so that saturation or a
-        kink that the data does not reach is seen as well.
-        """
-        n_samples = min(batch.n_samples, 8)
-        n_outputs = self._adapter.weights().kernel.shape[1]
-        probe = np.random.default_rng(0).normal(scale=3, size=(n_samples, n_outputs))
-        probe = probe.astype(np.float32)
-        output = self._adapter.tail(take_rows(batch.inputs, slice(0, n_samples)), probe)
-        assumed = TAILS[self._spec.tail](probe)
-        same = output.shape == assumed.shape and np.allclose(output, assumed, rtol=1e-2, atol=1e-3)
-        if same:
-            self._tail_is_known = True
-            return
-        found = [
-            name
-            for name, tail in TAILS.items()
-            if output.shape == probe.shape and np.allclose(output, tail(probe), rtol=1e-2, atol=1e-3)
-        ]
-        raise WhenceError(
-            f"loss {self._spec.described} at layer {self.layer_name!r}",
-            f"a model whose output is the {self._spec.tail} of the layer's pre-activations",
-            f"the {found[0]} of them" if found else "something else that follows the layer",
-            "Choose the last dense layer, and from_logits=True if and only if nothing follows it.",
-        )
+    def _check_losses(self, phi: Array, target: Array, where: str) -> None:
+        """Raise unless every sample of a batch has a finite loss."""
+        u = phi @ namespace(phi).asarray(self._adapter.weights().theta(), dtype=phi.dtype)
+        try:
+            if not self._loss_was_tried and isinstance(self.loss, DifferentiatedLoss):
+                self.loss.check(u, target, where)
+            self._loss_was_tried = True
+            check_finite(
+                self.loss.value(u, target),
+                f"losses ({self.loss.name})",
+                where,
+                "Drop these samples.",
+            )
+        except WhenceError as error:
+            if where in str(error):
+                raise
+            raise WhenceError(
+                f"{error.argument} in {where}", error.expected, error.got, error.fix
+            ) from error

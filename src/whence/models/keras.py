@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from whence._arrays import Array, as_numpy, import_extra
 from whence._errors import WhenceError
-from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
+from whence.data import take_rows
+from whence.models._tensorflow import CompiledForward, TensorFlowDerivatives, compiled_output
 from whence.models.base import Adapter, LossSpec, Weights
+from whence.models.differentiated import DifferentiatedLoss, identity_of
+from whence.models.keras_losses import loss_spec
+from whence.models.keras_tail import KerasTail, intercepted
 
 __all__ = ["KerasAdapter"]
 
@@ -19,62 +23,105 @@ __all__ = ["KerasAdapter"]
 class KerasAdapter(Adapter):
     """Reads a Keras 3 model on the backend that Keras runs on.
 
-    The layer's input is recorded while the model is called, which works for every kind of model; the
-    call is traced and compiled once for each shape of batch.
+    The layer's input is recorded while the model is called, which works for every kind of model;
+    the call is traced and compiled once for batches of any size. Models in half precision run in it
+    up to the layer's input; whatever is computed from that is in single precision at least.
+
+    Parameters
+    ----------
+    model : keras.Model
+    start_layer : int or str, default=-1
+    loss_function : str, callable or keras.losses.Loss, optional
+    classes : bool, optional
+        Whether a loss without a closed form is on classes. ``None`` knows it of Keras's own losses
+        and takes functions to be on values.
     """
 
-    def __init__(self, model: Any, start_layer: int | str = -1, loss_function: Any = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        start_layer: int | str = -1,
+        loss_function: Any = None,
+        *,
+        classes: bool | None = None,
+    ) -> None:
         self._keras = import_extra("keras", "tensorflow")
         self._model = model
         self._loss_function = loss_function
+        self._classes = classes
         self._check_model()
         self._layer, self.layer_name = _find_layer(self._keras, model, start_layer)
-        self._activation = _tail_of_activation(self._keras, self._layer, self.layer_name)
+        self._tail = KerasTail(self._keras, model, self._layer)
         self._compiled_features = _compiled(self._keras.backend.backend(), self._record_features)
 
     def with_layer(self, layer: int | str) -> KerasAdapter:
         """Return an adapter of the same model for another target layer."""
-        return KerasAdapter(self._model, layer, self._loss_function)
+        return KerasAdapter(self._model, layer, self._loss_function, classes=self._classes)
 
     def weights(self) -> Weights:
         """Return the target layer's weights as they are now."""
-        to_numpy = self._keras.ops.convert_to_numpy
         layer = self._layer
         return Weights(
-            to_numpy(layer.kernel),
-            to_numpy(layer.bias) if layer.use_bias else None,
+            self._on_host(layer.kernel),
+            self._on_host(layer.bias) if layer.use_bias else None,
             _l2_curvature(layer.kernel_regularizer),
             _l2_curvature(layer.bias_regularizer) if layer.use_bias else 0.0,
         )
 
     def loss_spec(self) -> LossSpec:
-        """Return the loss given, or the one that the model was compiled with, in closed form."""
-        loss = self._loss_function
-        if loss is None:
-            loss = getattr(self._model, "loss", None)
-        if loss is None:
-            raise WhenceError(
-                "loss_function",
-                "a loss, since the model was not compiled with one",
-                "None",
-                "Pass loss_function=keras.losses...., or compile the model.",
-            )
-        return _closed_form(self._keras, loss)
+        """Return the loss given, or the one that the model was compiled with."""
+        return loss_spec(self._keras, self._loss())[0]
 
     def features(self, inputs: Any) -> Array:
         """Return the input of the target layer, shape ``(n, d)``."""
         return as_numpy(self._compiled_features(inputs))
 
+    def output(self, inputs: Any) -> np.ndarray:
+        """Return the model's own output."""
+        return self._on_host(self._model(inputs, training=False))
+
     def tail(self, inputs: Any, pre_activations: np.ndarray) -> np.ndarray:
         """Return the model's output if the target layer gave these pre-activations."""
+        try:  # layers in half precision would hide what the tail is
+            output = self._tail(inputs, pre_activations, "float32")
+        except WhenceError:
+            raise
+        except Exception:  # code in a layer that fixes another dtype: as the layers are, then
+            output = self._tail(inputs, pre_activations)
+        return self._on_host(output)
 
-        def replaced(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            u = self._keras.ops.convert_to_tensor(pre_activations, dtype=self._layer.compute_dtype)
-            return self._layer.activation(u)
-
-        with _intercepted(self._layer, replaced):
-            output = self._model(inputs, training=False)
-        return as_numpy(self._keras.ops.convert_to_numpy(output))
+    def differentiated(self, inputs: Any) -> DifferentiatedLoss:
+        """Return the loss and everything after the target layer, differentiated by TensorFlow."""
+        backend = self._keras.backend.backend()
+        spec, loss = loss_spec(self._keras, self._loss())
+        if backend != "tensorflow":
+            raise WhenceError(
+                f"loss {spec.described} at layer {self.layer_name!r}",
+                "a loss and a tail in closed form, or Keras on TensorFlow",
+                f"Keras on {backend}",
+                "Set KERAS_BACKEND=tensorflow, or choose the last layer and cross-entropy or "
+                "squared error.",
+            )
+        template = take_rows(inputs, slice(0, 1))
+        n_outputs = int(self._layer.kernel.shape[1])
+        weights = [self._on_host(variable) for variable in self._model.variables]
+        own = getattr(loss.loss, "fn", type(loss.loss).call)
+        config = {key: value for key, value in vars(loss.loss).items() if key != "name"}
+        output = compiled_output(
+            lambda u, dtype: self._tail.of_template(template, u, dtype), n_outputs
+        )
+        boundary = loss.boundary if self._classes is None else None
+        if self._classes:  # of probabilities or of logits: what large pre-activations lead to tells
+            extremes = output(np.linspace(-30, 30, 8)[:, None] * np.ones(n_outputs))
+            boundary = 0.5 if extremes.min() >= 0 and extremes.max() <= 1 else 0.0
+        return DifferentiatedLoss(
+            spec.described,
+            TensorFlowDerivatives(self._tail.loss_of(loss, template), spec.described),
+            output,
+            identity_of((own, config), weights),
+            boundary,
+            n_outputs,
+        )
 
     def on_device(self, device: str | None) -> AbstractContextManager[Any]:
         """Run the model on a device inside this context."""
@@ -92,6 +139,22 @@ class KerasAdapter(Adapter):
             )
         return tf.device(wanted)
 
+    def _loss(self) -> Any:
+        loss = self._loss_function
+        if loss is None:
+            loss = getattr(self._model, "loss", None)
+        if loss is not None:
+            return loss
+        raise WhenceError(
+            "loss_function",
+            "a loss, since the model was not compiled with one",
+            "None",
+            "Pass loss_function=keras.losses...., or compile the model.",
+        )
+
+    def _on_host(self, array: Any) -> np.ndarray:
+        return as_numpy(self._keras.ops.convert_to_tensor(array))
+
     def _record_features(self, inputs: Any) -> Any:
         seen: list[Any] = []
 
@@ -99,7 +162,7 @@ class KerasAdapter(Adapter):
             seen.append(x)
             return call(x, *args, **kwargs)
 
-        with _intercepted(self._layer, recorded):
+        with intercepted(self._layer, recorded):
             self._model(inputs, training=False)
         if len(seen) == 1:
             return seen[0]
@@ -124,26 +187,10 @@ class KerasAdapter(Adapter):
             )
 
 
-@contextmanager
-def _intercepted(layer: Any, function: Callable[..., Any]) -> Iterator[None]:
-    """Let ``function(call, *args)`` stand in for the layer's ``call`` inside this context.
-
-    The attribute is set and removed behind Keras's own bookkeeping, so that the layer is the same
-    object in the same state afterwards.
-    """
-    call = layer.call
-    object.__setattr__(layer, "call", lambda *args, **kwargs: function(call, *args, **kwargs))
-    try:
-        yield
-    finally:
-        object.__delattr__(layer, "call")
-
-
 def _compiled(backend: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return ``function`` compiled by the backend, where that is safe while a layer is intercepted."""
+    """Return ``function`` compiled by the backend."""
     if backend == "tensorflow":
-        tf = import_extra("tensorflow", "tensorflow")
-        return tf.function(function, reduce_retracing=True, autograph=False)
+        return CompiledForward(function)
     if backend == "jax":
         return import_extra("jax", "jax").jit(function)
     return import_extra("torch", "torch").no_grad()(function)
@@ -152,11 +199,15 @@ def _compiled(backend: str, function: Callable[[Any], Any]) -> Callable[[Any], A
 # ------------------------------------------------------------------------------- finding the layer
 
 
-def _leaf_layers(container: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the path and object of every layer without layers of its own, in order."""
+def _leaf_layers(keras: Any, container: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path and object of every layer without layers of its own, in order.
+
+    A dense layer is one of them, even if its activation is a layer.
+    """
     for layer in getattr(container, "layers", None) or getattr(container, "_layers", []):
         path = f"{prefix}{layer.name}"
-        inner = list(_leaf_layers(layer, f"{path}/"))
+        is_dense = isinstance(layer, keras.layers.Dense)
+        inner = [] if is_dense else list(_leaf_layers(keras, layer, f"{path}/"))
         if inner:
             yield from inner
         else:
@@ -164,7 +215,7 @@ def _leaf_layers(container: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _find_layer(keras: Any, model: Any, wanted: int | str) -> tuple[Any, str]:
-    every = list(_leaf_layers(model))
+    every = list(_leaf_layers(keras, model))
     listing = ", ".join(f"{path} ({type(layer).__name__})" for path, layer in every)
     if isinstance(wanted, str):
         found = [(p, x) for p, x in every if wanted in (p, x.name)]
@@ -189,13 +240,16 @@ def _find_layer(keras: Any, model: Any, wanted: int | str) -> tuple[Any, str]:
         )
     last = top[wanted]
     paths = {id(layer): path for path, layer in every}
-    inside = [x for _, x in _leaf_layers(last)] or [last]
+    inside = [last, *(x for _, x in _leaf_layers(keras, last))]
     end = max(i for i, (_, x) in enumerate(every) if any(x is y for y in inside))
     for _, layer in reversed(every[: end + 1]):
         if layer.weights or isinstance(layer, keras.layers.Dense):
             return _check_dense(keras, layer, paths[id(layer)], listing), paths[id(layer)]
     raise WhenceError(
-        "target layer", "a dense layer", f"no layer with weights up to {wanted}", f"Layers: {listing}."
+        "target layer",
+        "a dense layer",
+        f"no layer with weights up to {wanted}",
+        f"Layers: {listing}.",
     )
 
 
@@ -209,76 +263,15 @@ def _check_dense(keras: Any, layer: Any, path: str, listing: str) -> Any:
         )
     if not layer.built:
         raise WhenceError(
-            "target layer", "a layer with weights", f"{path!r}, never built", "Call the model first."
+            "target layer",
+            "a layer with weights",
+            f"{path!r}, never built",
+            "Call the model first.",
         )
     return layer
 
 
-def _tail_of_activation(keras: Any, layer: Any, path: str) -> str:
-    known = {
-        keras.activations.linear: "identity",
-        keras.activations.softmax: "softmax",
-        keras.activations.sigmoid: "sigmoid",
-    }
-    try:
-        return known[layer.activation]
-    except (KeyError, TypeError):
-        name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
-        raise WhenceError(
-            f"target layer {path!r}",
-            "an activation that is linear, softmax or sigmoid",
-            repr(name),
-            "Choose the last dense layer.",
-        ) from None
-
-
 def _l2_curvature(regularizer: Any) -> float:
-    """Return the second derivative of an L2 penalty ``strength * sum(w**2)``: twice its strength."""
+    """Return the second derivative of a penalty ``strength * sum(w**2)``: twice its strength."""
     strength = getattr(regularizer, "l2", None)
     return 0.0 if strength is None else 2.0 * float(strength)
-
-
-# ------------------------------------------------------------------------------------------ losses
-
-#: Keras's losses that have a closed form, by class name: how to make it, and its tail for probabilities.
-_LOSSES: dict[str, tuple[Callable[[float], Loss], str]] = {
-    "CategoricalCrossentropy": (SoftmaxCrossEntropy, "softmax"),
-    "SparseCategoricalCrossentropy": (lambda smoothing: SoftmaxCrossEntropy(), "softmax"),
-    "BinaryCrossentropy": (BinaryCrossEntropy, "sigmoid"),
-    "MeanSquaredError": (lambda smoothing: SquaredError(), "identity"),
-}
-
-
-def _closed_form(keras: Any, loss: Any) -> LossSpec:
-    """Return the closed form of a loss given as an object, a function or a name."""
-    if isinstance(loss, str):
-        try:
-            loss = keras.losses.get(loss)
-        except ValueError as error:
-            raise WhenceError("loss_function", "a loss that Keras knows", repr(loss)) from error
-    described = getattr(loss, "__name__", None) or type(loss).__name__
-    if type(loss).__module__.startswith("keras.") and hasattr(loss, "get_config"):
-        name, config = type(loss).__name__, loss.get_config()
-    else:
-        name, config = _class_of_function(keras, loss), {}
-    plain = config.get("ignore_class") is None and config.get("axis", -1) == -1
-    if name not in _LOSSES or not plain:
-        raise WhenceError(
-            "loss_function",
-            f"one of {', '.join(_LOSSES)}, as an object, a function or a name",
-            described if plain else f"{described} with ignore_class or axis",
-            "Pass loss_function= one of them that has the same gradient.",
-        )
-    make, tail = _LOSSES[name]
-    from_logits = bool(config.get("from_logits", False))
-    closed = make(float(config.get("label_smoothing", 0.0)))
-    return LossSpec(closed, "identity" if from_logits else tail, described)
-
-
-def _class_of_function(keras: Any, function: Any) -> str:
-    """Return the name of the class that wraps one of Keras's loss functions, or an empty text."""
-    for name in _LOSSES:
-        wrapped = getattr(getattr(keras.losses, name)(), "fn", None)
-        if wrapped is function:
-            return name
-    return ""

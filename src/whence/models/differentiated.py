@@ -1,0 +1,275 @@
+"""Losses and tails without a closed form, differentiated by the model's framework.
+
+``ell_i(u) = loss(y_i, tail(u))`` is a function of the ``C`` pre-activations of one sample, so its
+first and second derivatives are small whatever the model: ``r_i`` has ``C`` numbers and ``K_i`` has
+``C * C``. The framework differentiates ``ell_i`` with respect to ``u_i`` alone, vectorised over
+samples, and never with respect to weights. What comes out is a :class:`~whence.losses.Loss` like
+those in closed form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from whence._arrays import Array, as_numpy, astype, check_finite, namespace
+from whence._errors import WhenceError
+from whence.losses import Curvature, Loss
+
+__all__ = ["Derivatives", "DifferentiatedLoss", "identity_of"]
+
+#: Samples of the first batch on which a loss is tried before it is trusted.
+TRIED_ROWS = 32
+
+
+class Derivatives(Protocol):
+    """What a framework supplies: ``ell_i`` and its derivatives with respect to ``u_i``."""
+
+    def __call__(self, u: Array, target: Array, order: int) -> Array:
+        """Return ``ell (n,)``, ``r (n, C)`` or ``K (n, C, C)``, for order 0, 1 or 2."""
+
+
+@dataclass(frozen=True)
+class DifferentiatedLoss(Loss):
+    """A loss, and whatever the model does after the layer, as one function of the pre-activations.
+
+    Parameters
+    ----------
+    name : str
+        How the framework calls the loss.
+    derivatives : callable
+        See :class:`Derivatives`.
+    output : callable
+        ``output(u)`` is what the model says if the layer gives ``u (n, C)``; leading axis ``n``.
+    identity : str
+        A text that changes with the loss or the tail.
+    boundary : float or None, default=None
+        For losses on classes: the value from which on a single output of the model speaks for
+        class 1. ``None``: the loss is on values, or nothing is known about it.
+    n_outputs : int, default=1
+        ``C``.
+
+    Attributes
+    ----------
+    is_classification : bool
+        Whether pre-activation ``j`` stands for class ``j``: the loss is on classes, and the tail
+        keeps the order of the pre-activations.
+
+    Notes
+    -----
+    Targets are the user's labels, unchanged: any number of axes, any numeric dtype.
+
+    Examples
+    --------
+    ``ell(u) = (u - y)^2`` at ``u = 3``, ``y = 1``:
+
+    >>> def by_hand(u, y, order):
+    ...     gap = u - y[:, None]
+    ...     return [gap[:, 0] ** 2, 2 * gap, np.full((len(u), 1, 1), 2.0)][order]
+    >>> loss = DifferentiatedLoss("square", by_hand, output=lambda u: u, identity="square")
+    >>> u, y = np.asarray([[3.0]]), np.asarray([1.0])
+    >>> loss.value(u, y), loss.residual(u, y), loss.curvature(u, y).matrices()
+    (array([4.]), array([[4.]]), array([[[2.]]]))
+    """
+
+    name: str
+    derivatives: Derivatives
+    output: Callable[[Array], Array]
+    identity: str
+    boundary: float | None = None
+    n_outputs: int = 1
+    is_classification: bool = field(init=False)
+    curvature_is_dense = True
+
+    def __post_init__(self) -> None:
+        classes = self.boundary is not None and self._keeps_order()
+        object.__setattr__(self, "is_classification", classes)
+
+    def _keeps_order(self) -> bool:
+        """Whether the model's class is the largest pre-activation, or the sign of a single one."""
+        u = np.random.default_rng(0).normal(size=(64, self.n_outputs))
+        output = as_numpy(self.output(u))
+        if output.shape != u.shape:
+            return False
+        if self.n_outputs == 1:
+            return bool(np.array_equal(output > self.boundary, u > 0))
+        return bool(np.array_equal(np.argmax(output, axis=1), np.argmax(u, axis=1)))
+
+    def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
+        labels = np.asarray(labels)
+        if labels.dtype.kind in "iufb":
+            return labels
+        raise WhenceError(
+            f"labels in {where}", "numbers", f"dtype {labels.dtype}", "Encode them as numbers."
+        )
+
+    def value(self, u: Array, target: Array) -> Array:
+        return self._evaluate(u, target, 0)
+
+    def residual(self, u: Array, target: Array) -> Array:
+        return self._evaluate(u, target, 1)
+
+    def curvature(self, u: Array, target: Array) -> Curvature:
+        dense = self._evaluate(u, target, 2)
+        return Curvature(dense=(dense + namespace(dense).matrix_transpose(dense)) / 2)
+
+    def margin(self, u: Array, target: Array) -> Array:
+        """Return minus the loss, the only margin that every loss has."""
+        return -self.value(u, target)
+
+    def given_output(self, target: Array) -> Array:
+        xp = namespace(target)
+        labels = self.labels(target)
+        whole = self.is_classification and bool(xp.all(labels == xp.round(labels)))
+        if whole and bool(xp.all((labels >= 0) & (labels < self.n_outputs))):
+            return astype(labels, xp.int64)
+        raise WhenceError(
+            "label",
+            f"'predicted', since labels of loss {self.name} do not name outputs of the layer",
+            "'given'",
+            "Name the outputs yourself: explain(..., outputs=...).",
+        )
+
+    def predictions(self, u: Array) -> Array:
+        """Return the class or value that the model's output stands for, shape ``(n,)``."""
+        output = self.output(u)
+        xp = namespace(output)
+        output = xp.reshape(output, (output.shape[0], -1))
+        if self.boundary is None:
+            return xp.max(output, axis=1)
+        if output.shape[1] == 1:
+            return astype(output[:, 0] > self.boundary, xp.int64)
+        return xp.argmax(output, axis=1)
+
+    def labels(self, target: Array) -> Array:
+        xp = namespace(target)
+        rows = xp.reshape(target, (target.shape[0], -1))
+        first = rows[:, 0]
+        if self.boundary is None:
+            return first
+        if rows.shape[1] > 1:
+            return xp.argmax(rows, axis=1)
+        if not bool(xp.all(first == xp.round(first))):
+            return first
+        # One output has the classes 0 and 1, which hinge losses also take as -1 and 1.
+        return astype(first > 0 if self.n_outputs == 1 else first, xp.int64)
+
+    def fingerprint(self) -> str:
+        return f"{self.name}, differentiated, {self.identity}"
+
+    def check(self, u: Array, target: Array, where: str) -> None:
+        """Try the loss on a batch, before anything is computed with it.
+
+        Raises
+        ------
+        WhenceError
+            If it does not give one number a sample, or lets samples depend on each other.
+
+        Warns
+        -----
+        UserWarning
+            If it has no second derivatives there.
+        """
+        # Another number of rows than of outputs, and two at least: (C,) is not taken for (n,).
+        n_rows = min(max(2, u.shape[0]), TRIED_ROWS)
+        n_rows += n_rows == self.n_outputs
+        rows = np.arange(n_rows) % u.shape[0]
+        u, target = as_numpy(u)[rows], as_numpy(target)[rows]
+        values = as_numpy(self.value(u, target))
+        moved = u.copy()
+        moved[-1] += 0.1 * (1 + np.abs(moved[-1]))
+        others = as_numpy(self.derivatives(moved, target, 0))[:-1]
+        if not np.allclose(others, values[:-1], rtol=1e-5, atol=1e-7):
+            raise WhenceError(
+                f"loss {self.name}",
+                "a loss of each sample that depends on that sample alone",
+                f"one that changes with the other samples of {where}",
+                "Explain with a loss that is a mean over samples.",
+            )
+        if not any(as_numpy(self.curvature(v, target).dense).any() for v in (u, moved, 0.5 * u)):
+            warnings.warn(
+                f"loss {self.name}: expected second derivatives, got zeros at the samples of "
+                f"{where}. The Hessian is its damping (and the layer's L2) alone: H^{{-1}} g is g "
+                "divided by it. Use a smooth loss, such as Huber or squared hinge, if curvature is "
+                "to count.",
+                stacklevel=2,
+            )
+
+    def _evaluate(self, u: Array, target: Array, order: int) -> Array:
+        n, n_outputs = u.shape
+        try:
+            result = self.derivatives(u, target, order)
+        except WhenceError:
+            raise
+        except Exception as error:
+            raise WhenceError(
+                f"loss {self.name}",
+                "a loss that takes the labels and the model's output",
+                f"labels of shape {tuple(target.shape)} and dtype {target.dtype}, refused with "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                "Give labels of the form that the model was trained with.",
+            ) from error
+        expected = (n, n_outputs, n_outputs)[: order + 1]
+        if tuple(result.shape) != expected:
+            raise WhenceError(
+                f"loss {self.name}",
+                f"one number a sample: shape {expected}",
+                f"shape {tuple(result.shape)}",
+                "Return the loss of each sample, with the batch as its first axis.",
+            )
+        what = ("values", "first derivatives", "second derivatives")[order]
+        check_finite(
+            result,
+            f"{what} of loss {self.name}",
+            f"these {n} samples",
+            "Look for labels that the loss does not allow, and for points without derivatives.",
+        )
+        return astype(result, u.dtype)
+
+
+def identity_of(function: Any, arrays: Iterable[np.ndarray] = ()) -> str:
+    """Return a text that changes with a function's code and constants, and with some arrays.
+
+    Examples
+    --------
+    >>> one, other, same = (lambda y: y + 1), (lambda y: y + 2), (lambda y: y + 1)
+    >>> identity_of(one) == identity_of(same), identity_of(one) == identity_of(other)
+    (True, False)
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _parts(function):
+        digest.update(part)
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _parts(thing: Any, depth: int = 0) -> Iterable[bytes]:
+    """Yield what tells two functions apart, and nothing that changes from one run to the next."""
+    if isinstance(thing, str | bytes | int | float | bool | type(None)):
+        yield repr(thing).encode()
+    elif isinstance(thing, np.ndarray):
+        yield np.ascontiguousarray(thing).tobytes()
+    elif isinstance(thing, list | tuple | set | frozenset | dict) and depth < 8:
+        if isinstance(thing, dict):
+            thing = sorted(thing.items(), key=lambda item: str(item[0]))
+        for part in thing:
+            yield from _parts(part, depth + 1)
+    elif hasattr(thing, "co_code"):
+        yield thing.co_code
+        yield from _parts((thing.co_names, thing.co_consts), depth + 1)
+    elif hasattr(thing, "__code__") and depth < 8:
+        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        yield from _parts(
+            (thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells), depth + 1
+        )
+    elif hasattr(thing, "func") and hasattr(thing, "keywords") and depth < 8:  # functools.partial
+        yield from _parts((thing.func, thing.args, thing.keywords), depth + 1)
+    else:
+        yield f"{type(thing).__module__}.{type(thing).__qualname__}".encode()
