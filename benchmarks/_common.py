@@ -128,9 +128,7 @@ class Floor:
     top_k: float
 
 
-def floor_of(
-    work: Workload, rates: Rates, forward: float, forward_queries: float, reading: float
-) -> Floor:
+def floor_of(work: Workload, rates: Rates, forward: float, forward_queries: float, reading: float) -> Floor:
     """Return the forward pass plus the matrix products of the method at the measured rates.
 
     Constructor: one forward pass, the softmax Hessian as one symmetric rank-k update in float32, its

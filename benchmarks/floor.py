@@ -1,6 +1,6 @@
 """The floor on this machine: BLAS and LAPACK rates, the forward pass, and what they imply.
 
-    python benchmarks/floor.py
+python benchmarks/floor.py
 """
 
 from __future__ import annotations

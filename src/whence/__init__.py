@@ -1,4 +1,4 @@
-"""whence: which training samples does this prediction come from, and how much from each?"""
+"""Attribute predictions to training samples: which ones they come from, and how much from each."""
 
 from whence._errors import (
     MissingExtraError,

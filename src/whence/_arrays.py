@@ -145,14 +145,13 @@ def check_number(
     whence._errors.WhenceError: damping: expected a number >= 0, got -1. Pass a value in that range.
     """
     kinds: tuple[type, ...] = (int, np.integer) if integer else (int, float, np.integer, np.floating)
-    valid = isinstance(value, kinds) and not isinstance(value, bool) and bool(np.isfinite(value))
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    valid = is_number and bool(np.isfinite(value))
     if valid and (value > minimum if strictly else value >= minimum):
         return
     noun = "an integer" if integer else "a number"
     sign = ">" if strictly else ">="
-    raise WhenceError(
-        argument, f"{noun} {sign} {minimum:g}", repr(value), "Pass a value in that range."
-    )
+    raise WhenceError(argument, f"{noun} {sign} {minimum:g}", repr(value), "Pass a value in that range.")
 
 
 def row_slices(n_rows: int, block_rows: int) -> Iterator[slice]:
@@ -202,7 +201,7 @@ def rank_k_update(matrix: Array | None, rows: Array, scale: float) -> Array:
     return product if matrix is None else matrix + product
 
 
-class cholesky:  # noqa: N801 - used like a function that returns a factor
+class cholesky:
     """The Cholesky factor of a symmetric positive definite matrix, and solves with it.
 
     Parameters
@@ -229,9 +228,7 @@ class cholesky:  # noqa: N801 - used like a function that returns a factor
         self._inverse: Array | None = None
         self._factor_inverse: Array | None = None
         if isinstance(matrix, np.ndarray):
-            self.factor = scipy.linalg.cholesky(
-                matrix, lower=True, overwrite_a=True, check_finite=False
-            )
+            self.factor = scipy.linalg.cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
             return
         xp = namespace(matrix)
         lower = xp.tril(matrix)

@@ -177,9 +177,7 @@ class Dataset(ABC):
         """Return a dataset of the user's kind that yields ``elements``, tuples of trees of arrays."""
 
     @abstractmethod
-    def nested(
-        self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]
-    ) -> Any:
+    def nested(self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]) -> Any:
         """Return a dataset of ``(outer[i], dataset of (batch, function(i, batch)))``."""
 
     def batch(self, element: Any, number: int) -> Batch:
@@ -317,7 +315,7 @@ class TensorFlowDataset(Dataset):
         """Return what ``function`` gives for the first batch: its form, and any error at once."""
         return function(next(iter(self)))
 
-    def _map(self, function: Callable[[Batch], Any], example: Any, *leading: Any) -> Any:
+    def _map(self, function: Callable[..., Any], example: Any, *leading: Any) -> Any:
         """Map ``function(*leading, batch)`` over the dataset outside TensorFlow's graph."""
         tf = import_extra("tensorflow", "tensorflow")
         several = isinstance(example, tuple)
@@ -331,7 +329,7 @@ class TensorFlowDataset(Dataset):
             counter[0] += 1
             inputs, labels, weight = self.split(element, self.argument)
             batch = Batch(inputs, labels, weight, int(counter[0]) - 1)
-            result = function(*(int(e) for e in extra), batch)
+            result = function(*[int(e) for e in extra], batch)
             return [np.asarray(part) for part in (result if several else [result])]
 
         def mapped(*element: Any) -> Any:
@@ -363,7 +361,7 @@ class TensorFlowDataset(Dataset):
         wrapped = self.from_elements([(element,) for element in outer]).enumerate()
 
         def mapped(i: Any, element: Any) -> Any:
-            return element[0], self._map(function, example, i)  # type: ignore[arg-type]
+            return element[0], self._map(function, example, i)
 
         tf = import_extra("tensorflow", "tensorflow")
         return wrapped.map(tf.autograph.experimental.do_not_convert(mapped))
@@ -373,9 +371,7 @@ class TensorFlowDataset(Dataset):
 _KINDS: list[tuple[Callable[[Any], bool], Callable[[Any, str], Dataset]]] = []
 
 
-def register_dataset(
-    handles: Callable[[Any], bool], make: Callable[[Any, str], Dataset]
-) -> None:
+def register_dataset(handles: Callable[[Any], bool], make: Callable[[Any, str], Dataset]) -> None:
     """Register a kind of dataset: ``handles(dataset)`` says whether it is one, ``make`` opens it."""
     _KINDS.append((handles, make))
 

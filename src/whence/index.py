@@ -130,8 +130,7 @@ class Index:
         if any(w is not None for w in weights):
             xp = namespace(parts[0].phi)
             weights = [
-                xp.ones(p.phi.shape[0], dtype=p.phi.dtype) if p.weight is None else p.weight
-                for p in parts
+                xp.ones(p.phi.shape[0], dtype=p.phi.dtype) if p.weight is None else p.weight for p in parts
             ]
         self.shards.append(
             Shard(

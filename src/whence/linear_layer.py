@@ -24,8 +24,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
 from whence._arrays import (
     Array,
     assign,
@@ -37,7 +35,7 @@ from whence._arrays import (
 )
 from whence.losses import Curvature, Loss
 
-__all__ = ["Block", "Blocks", "Hessian", "LinearLayer", "flatten", "unflatten"]
+__all__ = ["Block", "Blocks", "Hessian", "LinearLayer", "flatten", "outer_rows", "unflatten"]
 
 #: Bytes that a temporary of the Hessian's assembly may take.
 WORKSPACE_BYTES = 16 * 2**20
@@ -138,6 +136,7 @@ class LinearLayer:
     One feature, squared error: ``ell(theta) = (theta x - y)^2``, so ``g = 2 (theta x - y) x`` and
     ``H = 2 x^2``.
 
+    >>> import numpy as np
     >>> from whence.losses import SquaredError
     >>> layer = LinearLayer(np.asarray([[3.0]]), SquaredError())
     >>> class One:
@@ -231,6 +230,8 @@ class LinearLayer:
         wide = xp.reshape(xp.permute_dims(vectors, (1, 2, 0)), (d, n_outputs * n_vectors))
         total = xp.zeros_like(wide)
         per_row = n_outputs * n_vectors * 4 * itemsize(vectors)
+        if self.loss.curvature_is_dense:
+            per_row += n_outputs**2 * 4 * itemsize(vectors)
         for block in blocks:
             for rows in row_slices(block.phi.shape[0], max(1, WORKSPACE_BYTES // per_row)):
                 part = _rows_of(block, rows)
@@ -260,13 +261,15 @@ class LinearLayer:
         diagonal_follows = False
         for block in blocks:
             row_bytes = self.n_outputs * self.n_features * itemsize(block.phi)
+            if self.loss.curvature_is_dense:
+                row_bytes += self.n_outputs**2 * 4 * itemsize(block.phi)
             block_rows = max(16, WORKSPACE_BYTES // row_bytes)
             for rows in row_slices(block.phi.shape[0], block_rows):
                 part = _rows_of(block, rows)
                 curvature = self.curvatures(part)
                 diagonal_follows = curvature.root is not None and curvature.rows_sum_to_zero
                 if diagonal_follows:
-                    scaled = _outer_rows(curvature.root, part.phi)
+                    scaled = outer_rows(curvature.root, part.phi)
                     total = rank_k_update(total, scaled, -1.0 / blocks.n_samples)
                 else:
                     term = self._general_term(part.phi, curvature.matrices()) / blocks.n_samples
@@ -288,9 +291,7 @@ class LinearLayer:
                 if diagonal is None or curvature.root is not None:  # one output of any loss
                     diagonal = curvature.matrices()[:, :, 0]
                 for c in range(n_blocks):
-                    sums[c] = _weighted_gram(
-                        sums[c], part.phi, diagonal[:, c], 1.0 / blocks.n_samples
-                    )
+                    sums[c] = _weighted_gram(sums[c], part.phi, diagonal[:, c], 1.0 / blocks.n_samples)
         return namespace(sums[0]).stack(sums)
 
     def _fill_diagonal_blocks(self, lower: Array) -> Array:
@@ -312,7 +313,7 @@ class LinearLayer:
         """Return ``sum_i K_i (x) phi_i phi_i^T`` by one product for each column of ``K``."""
         xp = namespace(phi)
         columns = [
-            xp.reshape(_outer_rows(curvature[:, :, b], phi), (phi.shape[0], -1)).T @ phi
+            xp.reshape(outer_rows(curvature[:, :, b], phi), (phi.shape[0], -1)).T @ phi
             for b in range(self.n_outputs)
         ]
         return xp.concat(columns, axis=1)
@@ -325,7 +326,7 @@ def _rows_of(block: Block, rows: slice) -> Block:
     return Block(block.phi[rows, :], block.target[rows, ...], weight)
 
 
-def _outer_rows(left: Array, phi: Array) -> Array:
+def outer_rows(left: Array, phi: Array) -> Array:
     """Return the rows ``left_i (x) phi_i``, shape ``(n, C*d)``."""
     xp = namespace(phi)
     product = left[:, :, None] * phi[:, None, :]

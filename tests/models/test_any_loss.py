@@ -40,9 +40,7 @@ def net(*tail, head="linear", dtype="float64", units=3):
     keras.config.set_dtype_policy(dtype)
     try:
         first = layers.Dense(4, activation="tanh")
-        target = layers.Dense(
-            units, activation=head if isinstance(head, str) else head(), name="head"
-        )
+        target = layers.Dense(units, activation=head if isinstance(head, str) else head(), name="head")
         return keras.Sequential([keras.Input((D,)), first, target, *(make() for make in tail)])
     finally:
         keras.config.set_dtype_policy(policy)
@@ -66,9 +64,7 @@ def reference(model, loss, y, layer="head"):
         flat = tf.reshape(tf.transpose(gradient), [-1])
     parts = outer.jacobian(flat, weights, unconnected_gradients="zero")
     size = flat.shape[0]
-    rows = tf.concat(
-        [tf.reshape(parts[0], [size, -1, weights[0].shape[1]]), parts[1][:, None]], axis=1
-    )
+    rows = tf.concat([tf.reshape(parts[0], [size, -1, weights[0].shape[1]]), parts[1][:, None]], axis=1)
     return gradient.numpy(), tf.reshape(tf.transpose(rows, [0, 2, 1]), [size, size]).numpy()
 
 
@@ -123,9 +119,7 @@ def test_derivatives_are_those_of_the_whole_model(case):
     np.testing.assert_allclose(wrapped.layer.hessian(lje.index).matrix(), hessian, atol=1e-10)
     vector = RNG.normal(size=(1, *gradient.shape))
     product = (hessian @ vector[0].T.ravel()).reshape(gradient.T.shape).T
-    np.testing.assert_allclose(
-        wrapped.layer.hessian_product(lje.index, vector)[0], product, atol=1e-10
-    )
+    np.testing.assert_allclose(wrapped.layer.hessian_product(lje.index, vector)[0], product, atol=1e-10)
 
 
 def test_values_are_complete(case):
@@ -172,9 +166,7 @@ def test_equals_the_closed_form(framework, closed, head, y):
     block = Block(RNG.normal(scale=2, size=(N, 5)), y)
     for part in (block, index.shards[0].block):
         np.testing.assert_allclose(general.layer.losses(part), known.layer.losses(part), atol=1e-10)
-        np.testing.assert_allclose(
-            general.layer.residuals(part), known.layer.residuals(part), atol=1e-10
-        )
+        np.testing.assert_allclose(general.layer.residuals(part), known.layer.residuals(part), atol=1e-10)
         np.testing.assert_allclose(
             general.layer.curvatures(part).matrices(),
             known.layer.curvatures(part).matrices(),
@@ -260,9 +252,7 @@ def test_any_dense_layer_by_index_and_name():
     np.testing.assert_array_equal(explanation.labels, INTS)
     u = X @ model.layers[0].kernel.numpy() + model.layers[0].bias.numpy()
     np.testing.assert_array_equal(explanation.outputs, u.argmax(axis=1))
-    given = whence.RepresenterPointLJE(
-        hidden, (X, ONE_HOT), whence.ExactIHVPFactory(2.0), label="given"
-    )
+    given = whence.RepresenterPointLJE(hidden, (X, ONE_HOT), whence.ExactIHVPFactory(2.0), label="given")
     with pytest.raises(whence.WhenceError, match="do not name outputs"):
         given.explain((X, ONE_HOT))
 
@@ -349,7 +339,7 @@ BAD = {
         net,
         lambda y, p: tf.reduce_mean((y - p + tf.reduce_mean(p, axis=0)) ** 2, axis=1),
         REALS,
-        "other samples of batch 0",
+        "the others of batch 0",
     ),
     "a metric": (
         net,

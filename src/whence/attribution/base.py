@@ -314,9 +314,7 @@ class Attribution(ABC):
             evaluated = open_dataset(dataset_to_evaluate, "dataset_to_evaluate")
             cache = _check_cache(influence_vector_in_cache)
             searched, batches = self._match(opened)
-            index = self._vectors(
-                cache, load_influence_vector_ds_path, save_influence_vector_ds_path
-            )
+            index = self._vectors(cache, load_influence_vector_ds_path, save_influence_vector_ds_path)
             whole = searched.size == index.n_samples
             source = _Vectors(index if whole else index.subset(searched))
             elements, values, places = [], [], []
@@ -618,9 +616,7 @@ class Attribution(ABC):
             "about": self._about(),
         }
 
-    def _vectors(
-        self, cache: CACHE, load_path: str | Path | None, save_path: str | Path | None
-    ) -> Index:
+    def _vectors(self, cache: CACHE, load_path: str | Path | None, save_path: str | Path | None) -> Index:
         """Return the index that vectors come from, loaded or saved as the paths say."""
         if load_path is not None:
             return Index.load(load_path, self._manifest())

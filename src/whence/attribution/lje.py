@@ -122,9 +122,7 @@ class RepresenterPointLJE(Attribution):
                 f"a {type(ihvp_calculator_factory).__name__}",
                 "Pass e.g. ExactIHVPFactory(), an object and not the class's result.",
             )
-        super().__init__(
-            influence_model, dataset, target_layer, label=label, ids=ids, progress=progress
-        )
+        super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
         self.epsilon = epsilon
         self.step_size = step_size
         self.decomposition = decomposition
@@ -139,9 +137,7 @@ class RepresenterPointLJE(Attribution):
                 np.random.default_rng(seed),
             )
             samples = self.index.subset(rows)
-        self.ihvp: InverseHessianVectorProduct = ihvp_calculator_factory.build(
-            self.expanded_layer, samples
-        )
+        self.ihvp: InverseHessianVectorProduct = ihvp_calculator_factory.build(self.expanded_layer, samples)
         if not isinstance(self.ihvp, InverseHessianVectorProduct):
             raise WhenceError(
                 "ihvp_calculator_factory.build",

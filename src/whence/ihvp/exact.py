@@ -35,6 +35,7 @@ from whence.linear_layer import (
     Blocks,
     LinearLayer,
     flatten,
+    outer_rows,
     unflatten,
 )
 
@@ -165,8 +166,13 @@ class ExactIHVP(InverseHessianVectorProduct):
         d = self.layer.n_features
         if not self._is_whole:
             return _quadratic_forms(phi, self._factor(a).inverse())[:, 0] * r[:, a]
-        inverse = self._factor(0).inverse()[a * d : (a + 1) * d, :]
-        return xp.sum(_quadratic_forms(phi, inverse) * r, axis=1)
+        # The gradients first: then one product with block row ``a`` leaves only d numbers a sample.
+        block_row = self._factor(0).inverse()[a * d : (a + 1) * d, :].T
+        parts = [xp.zeros((0,), dtype=phi.dtype)]
+        for rows in row_slices(phi.shape[0], max(16, WORKSPACE_BYTES // (8 * block_row.shape[0]))):
+            gradients = outer_rows(r[rows, :], phi[rows, :])
+            parts.append(xp.sum((gradients @ block_row) * phi[rows, :], axis=1))
+        return xp.concat(parts, axis=0)
 
     def _damped_matrices(self) -> tuple[list[Array], bool, float]:
         """Return the matrices to factorise in float64, whether it is one whole, and the precision."""
@@ -283,7 +289,7 @@ class ExactIHVPFactory(InverseHessianVectorProductFactory):
     >>> ihvp = ExactIHVPFactory(damping=2).build(layer, One())
     >>> ihvp.solve(np.asarray([[[5.0]]])).value
     array([[[0.5]]])
-    >>> ihvp.condition.smallest
+    >>> round(ihvp.condition.smallest, 6)
     10.0
     """
 
@@ -297,7 +303,7 @@ class ExactIHVPFactory(InverseHessianVectorProductFactory):
         return ExactIHVP(layer, blocks, self.damping)
 
 
-class _pseudo_inverse:  # noqa: N801 - stands in for ``cholesky``
+class _pseudo_inverse:
     """The Moore-Penrose inverse of a symmetric matrix, with the same methods as a factor."""
 
     def __init__(self, matrix: Array, cutoff: float | None, eps: float) -> None:

@@ -128,9 +128,7 @@ class TensorFlowDerivatives:
         return outer.batch_jacobian(r, u, unconnected_gradients=zero)
 
 
-def compiled_output(
-    output: Callable[[Any, str], Any], n_outputs: int
-) -> Callable[[Any], np.ndarray]:
+def compiled_output(output: Callable[[Any, str], Any], n_outputs: int) -> Callable[[Any], np.ndarray]:
     """Return ``output(u, precision)`` compiled for any number of rows, from and to NumPy arrays."""
     tf = import_extra("tensorflow", "tensorflow")
     compiled, precision = _compile(output, PRECISIONS, n_outputs)

@@ -1,13 +1,10 @@
-"""What an adapter gives, and the wrapped model that the rest of the library sees."""
+"""The wrapped model that the rest of the library sees."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,142 +14,36 @@ from whence.data import Batch, fingerprints, leaves, open_dataset
 from whence.index import Index
 from whence.linear_layer import LinearLayer
 from whence.losses import Loss
+from whence.models.adapter import ADAPTERS, Adapter, LossSpec, Weights, adapter_for
 from whence.models.differentiated import DifferentiatedLoss
+from whence.models.sequence import (
+    check_mask,
+    flat_positions,
+    position_targets,
+    position_weights,
+)
 from whence.models.tail import decide_loss
 from whence.progress import track
 
-__all__ = ["Adapter", "InfluenceModel", "LossSpec", "Weights"]
+__all__ = ["ADAPTERS", "Adapter", "InfluenceModel", "LossSpec", "Observation", "Weights"]
 
 
-@dataclass(frozen=True)
-class LossSpec:
-    """What is known of a loss: its closed form, if it has one, and the tail that this takes.
-
-    Attributes
-    ----------
-    loss : Loss or None
-        The loss as a function of the pre-activations; ``None`` if it has no closed form.
-    tail : str
-        What the model must do after the pre-activations for it: a key of ``TAILS``.
-    described : str
-        The framework's loss, for messages.
-    contradicted_by : tuple of str
-        Tails that can only be there by mistake, such as probabilities where the loss takes logits.
-    """
-
-    loss: Loss | None
-    tail: str
-    described: str
-    contradicted_by: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The target layer's weights and the strengths of its L2 regularisers.
+class Observation(NamedTuple):
+    """What the target layer sees of a batch.
 
     Attributes
     ----------
-    kernel : array of shape (d, C)
-    bias : array of shape (C,) or None
-    l2, bias_l2 : float
-        Second derivative of the regulariser on each, see :class:`~whence.LinearLayer`.
+    phi : array of shape (n, d) or (n, L, d)
+        Features, with a constant 1 if the layer has a bias; of ``L`` positions along a sequence.
+    target : array of shape (n, ...) or (n, L, ...), or None
+        Labels in the loss's form; ``None`` if the batch has none.
+    weight : array of shape (n,) or (n, L), or None
+        What each sample, or each position, counts: 0 where a mask hides it.
     """
 
-    kernel: np.ndarray
-    bias: np.ndarray | None
-    l2: float = 0.0
-    bias_l2: float = 0.0
-
-    def theta(self) -> np.ndarray:
-        """Return the weights as the library takes them: in float64, the bias as last row."""
-        theta = np.array(self.kernel, dtype=np.float64)  # a copy: the model may go on training
-        if self.bias is None:
-            return theta
-        return np.concatenate([theta, np.asarray(self.bias, dtype=np.float64)[None, :]])
-
-
-class Adapter(ABC):
-    """What whence needs of a framework's model. It extracts; it contains no formula.
-
-    Subclass it for a new framework, and name it in ``ADAPTERS``.
-    """
-
-    #: The target layer's name, as the framework calls it.
-    layer_name: str
-
-    @abstractmethod
-    def with_layer(self, layer: int | str) -> Adapter:
-        """Return an adapter of the same model for another target layer."""
-
-    @abstractmethod
-    def weights(self) -> Weights:
-        """Return the target layer's weights as they are now."""
-
-    @abstractmethod
-    def loss_spec(self) -> LossSpec:
-        """Return what is known of the loss, or raise if there is none."""
-
-    @abstractmethod
-    def features(self, inputs: Any) -> Array:
-        """Return the input of the target layer, shape ``(n, d)``, without the bias's constant."""
-
-    @abstractmethod
-    def tail(self, inputs: Any, pre_activations: np.ndarray) -> np.ndarray:
-        """Return the model's output if the target layer gave these pre-activations ``(n, C)``.
-
-        In single precision at least, where the model computes in half.
-        """
-
-    def output(self, inputs: Any) -> np.ndarray | None:
-        """Return the model's own output, which the tail of its own pre-activations must give.
-
-        ``None`` says that it does by construction, so that there is nothing to compare.
-        """
-        return None
-
-    def differentiated(self, inputs: Any) -> DifferentiatedLoss:
-        """Return the loss and everything after the layer, differentiated by the framework.
-
-        Parameters
-        ----------
-        inputs : tree of arrays
-            Some samples, for the form of the model's inputs; their values must not matter.
-        """
-        spec = self.loss_spec()
-        raise WhenceError(
-            f"loss {spec.described} at layer {self.layer_name!r}",
-            "a loss and a tail that have a closed form",
-            "others",
-            "Choose the model's last layer, and cross-entropy or squared error.",
-        )
-
-    def on_device(self, device: str | None) -> AbstractContextManager[Any]:
-        """Run the model on a device of the framework inside this context."""
-        if device is None or str(device).lower().strip("/").split(":")[0] == "cpu":
-            return nullcontext()
-        raise WhenceError("device", "'cpu' or None", repr(device), "Leave it out.")
-
-
-#: Module prefixes of the types that an adapter serves, and where the adapter stands.
-ADAPTERS: list[tuple[tuple[str, ...], str, str]] = [
-    (("keras.", "tf_keras."), "whence.models.keras", "KerasAdapter"),
-]
-
-
-def adapter_for(model: Any, start_layer: int | str, loss_function: Any, options: Any) -> Adapter:
-    """Return the adapter of the model's framework."""
-    modules = [f"{base.__module__}." for base in type(model).__mro__]
-    for prefixes, where, name in ADAPTERS:
-        if any(module.startswith(prefixes) for module in modules):
-            adapter = getattr(importlib.import_module(where), name)
-            return adapter(model, start_layer, loss_function, **options)
-    known = ", ".join(prefixes[0].rstrip(".") for prefixes, _, _ in ADAPTERS)
-    raise WhenceError(
-        "model",
-        f"a trained model of one of: {known}",
-        f"a {type(model).__module__}.{type(model).__name__}",
-        "Pass the model itself, not its predictions or its path.",
-    )
+    phi: Array
+    target: np.ndarray | None
+    weight: np.ndarray | None
 
 
 class InfluenceModel:
@@ -250,69 +141,61 @@ class InfluenceModel:
     def features(self, batch: Batch) -> Array:
         """Return ``phi (n, d)``: the target layer's input, with a constant 1 if it has a bias.
 
+        A layer applied along a sequence gives ``(n, L, d)``.
+
         Raises
         ------
         WhenceError
             If inputs or features are not finite, or the features have the wrong width.
         """
-        for leaf in leaves(batch.inputs):
-            array = as_numpy(leaf)
-            if array.dtype.kind == "f":
-                check_finite(array, "inputs", batch.where, "Clean or drop the samples.")
-        phi = self._extract(batch)
-        xp = namespace(phi)
-        phi = astype(phi, xp.float64 if phi.dtype == xp.float64 else xp.float32)
-        check_finite(
-            phi,
-            f"features (the input of layer {self.layer_name!r})",
-            batch.where,
-            "The model overflows on these samples: look at them, or at its weights.",
-        )
-        weights = self._adapter.weights()
-        expected = (batch.n_samples, weights.kernel.shape[0])
-        if tuple(phi.shape) != expected:
-            raise WhenceError(
-                f"features of layer {self.layer_name!r} in {batch.where}",
-                f"shape {expected}",
-                f"shape {tuple(phi.shape)}",
-                "Choose a dense layer that is applied once a sample.",
-            )
-        if weights.bias is not None:
-            phi = xp.concat([phi, xp.ones((phi.shape[0], 1), dtype=phi.dtype)], axis=1)
-        if self._loss is None:
-            self._loss = decide_loss(self._adapter, batch.inputs, phi, self._loss_was_assumed)
-        return phi
+        return self._read(batch)[0]
 
     def targets(self, batch: Batch) -> np.ndarray:
-        """Return the labels of a batch in the loss's form, checked."""
+        """Return the labels of a batch in the loss's form, checked; one a sample."""
         labels = as_numpy(batch.labels)
-        fix = "Clean or drop the samples."
-        check_finite(labels, "labels", batch.where, fix)
-        return self.loss.encode(labels, self._adapter.weights().kernel.shape[1], batch.where)
+        check_finite(labels, "labels", batch.where, "Clean or drop the samples.")
+        return self.loss.encode(labels, self._n_outputs, batch.where)
 
     def sample_weights(self, batch: Batch, dtype: Any) -> np.ndarray | None:
-        """Return the sample weights of a batch, checked, or None."""
-        if batch.weight is None:
+        """Return the sample weights of a batch, checked, or None; one a sample."""
+        weight = self._weights_given(batch)
+        if weight is None:
             return None
-        weight = as_numpy(batch.weight)
         if weight.ndim == 2 and weight.shape[1] == 1:
             weight = weight[:, 0]
-        if weight.ndim != 1 or weight.dtype.kind not in "iufb":
+        if weight.ndim != 1:
             raise WhenceError(
                 f"sample weights in {batch.where}",
                 "one number a sample",
-                f"shape {weight.shape}, dtype {weight.dtype}",
+                f"shape {weight.shape}",
                 "Give weights of shape (batch,).",
             )
-        check_finite(weight, "sample weights", batch.where, "Clean them.")
-        if weight.min(initial=0) < 0:
-            raise WhenceError(
-                f"sample weights in {batch.where}",
-                "numbers >= 0",
-                f"{weight.min():g}",
-                "A sample cannot count less than nothing.",
-            )
         return weight.astype(dtype)
+
+    def observe(self, batch: Batch) -> Observation:
+        """Return features, targets and weights of a batch, per sample or per position.
+
+        Raises
+        ------
+        WhenceError
+            If any of them is not what the model was trained with.
+        """
+        phi, mask, positions = self._read(batch)
+        if not positions:
+            target = None if batch.labels is None else self.targets(batch)
+            return Observation(phi, target, self.sample_weights(batch, phi.dtype))
+        counted = np.ones(phi.shape[:2], dtype=bool)
+        if mask is not None:
+            counted = flat_positions(mask, len(positions))
+            check_mask(counted, batch.where)
+        target = None
+        if batch.labels is not None:
+            labels = as_numpy(batch.labels)
+            counted = self._without_ignored(labels, counted)
+            target = position_targets(self.loss, labels, positions, counted, self._n_outputs, batch.where)
+        given = self._weights_given(batch)
+        weight = position_weights(counted, given, positions, phi.dtype, batch.where)
+        return Observation(phi, target, weight)
 
     def index(
         self,
@@ -327,11 +210,9 @@ class InfluenceModel:
         index = Index()
         steps = track(opened, "features of the training set", opened.n_batches, progress)
         for batch in steps:
-            phi = self.features(batch)
-            target = self.targets(batch)
-            weight = self.sample_weights(batch, phi.dtype)
-            self._check_losses(phi, target, batch.where)
-            index.append(phi, target, weight, fingerprints(batch))
+            seen = self.observe(batch)
+            self._check_losses(seen, batch.where)
+            index.append(*seen, fingerprints(batch))
         index.finish(ids)
         return index
 
@@ -344,14 +225,50 @@ class InfluenceModel:
         """Return a text that changes with the layer's weights, its name and the loss."""
         layer = self.layer
         digest = hashlib.blake2b(np.ascontiguousarray(layer.theta).tobytes(), digest_size=16)
-        digest.update(
-            f"{self.layer_name} {self.loss.fingerprint()} {layer.l2} {layer.bias_l2}".encode()
-        )
+        digest.update(f"{self.layer_name} {self.loss.fingerprint()} {layer.l2} {layer.bias_l2}".encode())
         return digest.hexdigest()
 
-    def _extract(self, batch: Batch) -> Array:
+    @property
+    def _n_outputs(self) -> int:
+        return int(self._adapter.weights().kernel.shape[1])
+
+    def _read(self, batch: Batch) -> tuple[Array, np.ndarray | None, tuple[int, ...]]:
+        """Return checked features, the mask on their positions, and the shape of the positions."""
+        for leaf in leaves(batch.inputs):
+            array = as_numpy(leaf)
+            if array.dtype.kind == "f":
+                check_finite(array, "inputs", batch.where, "Clean or drop the samples.")
+        phi, mask = self._extract(batch)
+        xp = namespace(phi)
+        phi = astype(phi, xp.float64 if phi.dtype == xp.float64 else xp.float32)
+        check_finite(
+            phi,
+            f"features (the input of layer {self.layer_name!r})",
+            batch.where,
+            "The model overflows on these samples: look at them, or at its weights.",
+        )
+        weights = self._adapter.weights()
+        expected = (batch.n_samples, weights.kernel.shape[0])
+        if (phi.shape[0], phi.shape[-1]) != expected:
+            raise WhenceError(
+                f"features of layer {self.layer_name!r} in {batch.where}",
+                f"shape {expected}, or positions in between",
+                f"shape {tuple(phi.shape)}",
+                "Choose a dense layer whose input keeps samples on its first axis.",
+            )
+        if weights.bias is not None:
+            ones = xp.ones((*phi.shape[:-1], 1), dtype=phi.dtype)
+            phi = xp.concat([phi, ones], axis=-1)
+        if self._loss is None:
+            self._loss = decide_loss(self._adapter, batch.inputs, phi, self._loss_was_assumed)
+        positions = tuple(int(size) for size in phi.shape[1:-1])
+        if positions:
+            phi = flat_positions(phi, len(positions))
+        return phi, None if mask is None else as_numpy(mask).astype(bool), positions
+
+    def _extract(self, batch: Batch) -> tuple[Array, Array | None]:
         try:
-            return self._adapter.features(batch.inputs)
+            return self._adapter.features_and_mask(batch.inputs)
         except WhenceError:
             raise
         except Exception as error:
@@ -364,8 +281,42 @@ class InfluenceModel:
                 "Give the model's own inputs, batched.",
             ) from error
 
-    def _check_losses(self, phi: Array, target: Array, where: str) -> None:
+    def _weights_given(self, batch: Batch) -> np.ndarray | None:
+        if batch.weight is None:
+            return None
+        weight = as_numpy(batch.weight)
+        if weight.dtype.kind not in "iufb":
+            raise WhenceError(
+                f"sample weights in {batch.where}",
+                "numbers",
+                f"dtype {weight.dtype}",
+                "Clean them.",
+            )
+        check_finite(weight, "sample weights", batch.where, "Clean them.")
+        if weight.min(initial=0) < 0:
+            raise WhenceError(
+                f"sample weights in {batch.where}",
+                "numbers >= 0",
+                f"{weight.min():g}",
+                "A sample cannot count less than nothing.",
+            )
+        return weight
+
+    def _without_ignored(self, labels: np.ndarray, counted: np.ndarray) -> np.ndarray:
+        """Return which positions count, those left out whose label the loss ignores."""
+        ignored = self._spec.ignored_class
+        if ignored is None or labels.size != counted.size:
+            return counted
+        return counted & (labels.reshape(counted.shape) != ignored)
+
+    def _check_losses(self, seen: Observation, where: str) -> None:
         """Raise unless every sample of a batch has a finite loss."""
+        phi, target = seen.phi, seen.target
+        assert target is not None  # the data layer refuses a training batch without labels
+        if seen.weight is not None and phi.ndim == 3:
+            counts = np.flatnonzero(seen.weight)
+            phi, target = flat_positions(phi[None], 2)[0], flat_positions(target[None], 2)[0]
+            phi, target = phi[counts], target[counts]
         u = phi @ namespace(phi).asarray(self._adapter.weights().theta(), dtype=phi.dtype)
         try:
             if not self._loss_was_tried and isinstance(self.loss, DifferentiatedLoss):

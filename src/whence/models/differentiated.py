@@ -181,15 +181,26 @@ class DifferentiatedLoss(Loss):
         rows = np.arange(n_rows) % u.shape[0]
         u, target = as_numpy(u)[rows], as_numpy(target)[rows]
         values = as_numpy(self.value(u, target))
-        moved = u.copy()
-        moved[-1] += 0.1 * (1 + np.abs(moved[-1]))
-        others = as_numpy(self.derivatives(moved, target, 0))[:-1]
-        if not np.allclose(others, values[:-1], rtol=1e-5, atol=1e-7):
+        for row in (0, 1):
+            moved = u.copy()
+            moved[row] += 0.1 * (1 + np.abs(moved[row]))
+            changed = as_numpy(self.derivatives(moved, target, 0))
+            others = np.arange(n_rows) != row
+            if not np.allclose(changed[others], values[others], rtol=1e-5, atol=1e-7):
+                raise WhenceError(
+                    f"loss {self.name}",
+                    "a loss of each sample (or position) that depends on it alone",
+                    f"one that changes with the others of {where}",
+                    "Use a loss that is a mean over them, and a layer behind the place where "
+                    "positions are brought together.",
+                )
+        turned = as_numpy(self.derivatives(np.roll(u, 1, 0), np.roll(target, 1, 0), 0))
+        if not np.allclose(turned, np.roll(values, 1), rtol=1e-5, atol=1e-7):
             raise WhenceError(
                 f"loss {self.name}",
-                "a loss of each sample that depends on that sample alone",
-                f"one that changes with the other samples of {where}",
-                "Explain with a loss that is a mean over samples.",
+                "a loss and a tail that treat all positions alike",
+                "one that depends on the position",
+                "Choose a layer behind the last one that knows positions.",
             )
         if not any(as_numpy(self.curvature(v, target).dense).any() for v in (u, moved, 0.5 * u)):
             warnings.warn(
@@ -266,9 +277,7 @@ def _parts(thing: Any, depth: int = 0) -> Iterable[bytes]:
         yield from _parts((thing.co_names, thing.co_consts), depth + 1)
     elif hasattr(thing, "__code__") and depth < 8:
         cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        yield from _parts(
-            (thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells), depth + 1
-        )
+        yield from _parts((thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells), depth + 1)
     elif hasattr(thing, "func") and hasattr(thing, "keywords") and depth < 8:  # functools.partial
         yield from _parts((thing.func, thing.args, thing.keywords), depth + 1)
     else:

@@ -15,7 +15,7 @@ from whence.models._tensorflow import CompiledForward, TensorFlowDerivatives, co
 from whence.models.base import Adapter, LossSpec, Weights
 from whence.models.differentiated import DifferentiatedLoss, identity_of
 from whence.models.keras_losses import loss_spec
-from whence.models.keras_tail import KerasTail, intercepted
+from whence.models.keras_tail import KerasTail, Template, intercepted
 
 __all__ = ["KerasAdapter"]
 
@@ -51,7 +51,8 @@ class KerasAdapter(Adapter):
         self._classes = classes
         self._check_model()
         self._layer, self.layer_name = _find_layer(self._keras, model, start_layer)
-        self._tail = KerasTail(self._keras, model, self._layer)
+        self._applied = _applied_layer(self._keras, model, self._layer)
+        self._tail = KerasTail(self._keras, model, self._layer, self._applied)
         self._compiled_features = _compiled(self._keras.backend.backend(), self._record_features)
 
     def with_layer(self, layer: int | str) -> KerasAdapter:
@@ -73,8 +74,13 @@ class KerasAdapter(Adapter):
         return loss_spec(self._keras, self._loss())[0]
 
     def features(self, inputs: Any) -> Array:
-        """Return the input of the target layer, shape ``(n, d)``."""
-        return as_numpy(self._compiled_features(inputs))
+        """Return the input of the target layer, shape ``(n, d)`` or ``(n, ..., d)``."""
+        return self.features_and_mask(inputs)[0]
+
+    def features_and_mask(self, inputs: Any) -> tuple[Array, Array | None]:
+        """Return the input of the target layer, and the mask that Keras's loss would respect."""
+        parts = self._compiled_features(inputs)
+        return as_numpy(parts[0]), as_numpy(parts[1]) if len(parts) == 2 else None
 
     def output(self, inputs: Any) -> np.ndarray:
         """Return the model's own output."""
@@ -102,21 +108,20 @@ class KerasAdapter(Adapter):
                 "Set KERAS_BACKEND=tensorflow, or choose the last layer and cross-entropy or "
                 "squared error.",
             )
-        template = take_rows(inputs, slice(0, 1))
+        first = take_rows(inputs, slice(0, 1))
+        template = Template(first, tuple(self.features(first).shape[1:-1]))
         n_outputs = int(self._layer.kernel.shape[1])
         weights = [self._on_host(variable) for variable in self._model.variables]
         own = getattr(loss.loss, "fn", type(loss.loss).call)
         config = {key: value for key, value in vars(loss.loss).items() if key != "name"}
-        output = compiled_output(
-            lambda u, dtype: self._tail.of_template(template, u, dtype), n_outputs
-        )
+        output = compiled_output(lambda u, dtype: self._tail.at_rows(template, u, dtype), n_outputs)
         boundary = loss.boundary if self._classes is None else None
         if self._classes:  # of probabilities or of logits: what large pre-activations lead to tells
             extremes = output(np.linspace(-30, 30, 8)[:, None] * np.ones(n_outputs))
             boundary = 0.5 if extremes.min() >= 0 and extremes.max() <= 1 else 0.0
         return DifferentiatedLoss(
             spec.described,
-            TensorFlowDerivatives(self._tail.loss_of(loss, template), spec.described),
+            TensorFlowDerivatives(self._tail.loss_at_rows(loss, template), spec.described),
             output,
             identity_of((own, config), weights),
             boundary,
@@ -162,10 +167,12 @@ class KerasAdapter(Adapter):
             seen.append(x)
             return call(x, *args, **kwargs)
 
-        with intercepted(self._layer, recorded):
-            self._model(inputs, training=False)
+        with intercepted(self._applied, recorded):
+            output = self._model(inputs, training=False)
         if len(seen) == 1:
-            return seen[0]
+            mask = _mask_of(output)
+            has_mask = mask is not None and len(mask.shape) == len(seen[0].shape) - 1
+            return (seen[0], mask) if has_mask and len(seen[0].shape) > 2 else (seen[0],)
         raise WhenceError(
             f"layer {self.layer_name!r}",
             "a layer that the model applies once in a forward pass",
@@ -269,6 +276,23 @@ def _check_dense(keras: Any, layer: Any, path: str, listing: str) -> Any:
             "Call the model first.",
         )
     return layer
+
+
+def _applied_layer(keras: Any, model: Any, layer: Any) -> Any:
+    """Return what the model calls to apply a layer: a ``TimeDistributed`` around it, or itself."""
+    for other in model._flatten_layers(include_self=False):
+        if isinstance(other, keras.layers.TimeDistributed) and other.layer is layer:
+            return other
+    return layer
+
+
+def _mask_of(tensor: Any) -> Any:
+    """Return the mask that Keras hangs on a tensor, or None."""
+    try:
+        from keras.src.backend import get_keras_mask
+    except ImportError:  # before 3.7 it was an attribute on every backend
+        return getattr(tensor, "_keras_mask", None)
+    return get_keras_mask(tensor)
 
 
 def _l2_curvature(regularizer: Any) -> float:

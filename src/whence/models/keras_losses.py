@@ -33,10 +33,10 @@ _BOUNDARIES = {
 
 
 class PerSampleLoss:
-    """A Keras loss without its reduction: one number a sample.
+    """A Keras loss without its reduction: one number a sample, or one a position of a sequence.
 
-    The mean is taken over the axes that Keras would average over beside the batch; what a mask on
-    the losses hides does not count.
+    The mean is taken over the axes behind those, as Keras would; what a mask on the losses hides
+    does not count in it.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ class PerSampleLoss:
         name, config = _name_and_config(self._keras, self.loss)
         return 0.0 if config.get("from_logits", False) else _BOUNDARIES.get(name)
 
-    def __call__(self, labels: Any, output: Any) -> Any:
-        """Return the loss ``(n,)`` of tensors whose leading axis is ``n``."""
+    def __call__(self, labels: Any, output: Any, n_kept: int = 1) -> Any:
+        """Return the losses with the ``n_kept`` first axes of labels and output."""
         ops = self._keras.ops
         # As Keras does before it calls a loss; ours may be in another precision than its default.
         losses = self.loss.call(ops.cast(labels, output.dtype), output)
@@ -69,10 +69,17 @@ class PerSampleLoss:
                 "a single number for the whole batch",
                 "Leave out the last mean or sum: a loss over the batch has no samples to explain.",
             )
+        if n_axes < n_kept:
+            raise WhenceError(
+                f"loss {self.described}",
+                f"the loss of each position: {n_kept} axes",
+                f"{n_axes} axes",
+                "Choose a layer behind the place where positions are brought together.",
+            )
         mask = getattr(losses, "_keras_mask", None)
-        if n_axes == 1:
+        if n_axes == n_kept:
             return losses
-        axes = list(range(1, n_axes))
+        axes = list(range(n_kept, n_axes))
         if mask is None:
             return ops.mean(losses, axis=axes)
         mask = ops.cast(mask, losses.dtype)
@@ -113,7 +120,8 @@ def loss_spec(keras: Any, loss: Any) -> tuple[LossSpec, PerSampleLoss]:
     per_sample = PerSampleLoss(keras, loss, described)
     plain = config.get("ignore_class") is None and config.get("axis", -1) == -1
     if name not in _CLOSED_FORMS or not plain:
-        return LossSpec(None, "", described), per_sample
+        ignored = config.get("ignore_class")
+        return LossSpec(None, "", described, ignored_class=ignored), per_sample
     make, tail = _CLOSED_FORMS[name]
     from_logits = bool(config.get("from_logits", False))
     closed = make(float(config.get("label_smoothing", 0.0)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from whence._errors import WhenceError
 from whence.data import map_leaves
 from whence.models.keras_losses import PerSampleLoss
 
-__all__ = ["KerasTail", "intercepted"]
+__all__ = ["KerasTail", "Template", "intercepted"]
 
 
 class KerasTail:
@@ -26,12 +28,15 @@ class KerasTail:
     keras : module
     model : keras.Model
     layer : keras.layers.Dense
+    applied : keras.layers.Layer
+        What the model calls: the layer itself, or the ``TimeDistributed`` around it.
     """
 
-    def __init__(self, keras: Any, model: Any, layer: Any) -> None:
+    def __init__(self, keras: Any, model: Any, layer: Any, applied: Any) -> None:
         self._keras = keras
         self._model = model
         self._layer = layer
+        self._applied = applied
 
     def __call__(self, inputs: Any, u: Any, precision: str | None = None) -> Any:
         """Return the model's output if the layer's pre-activations were ``u``.
@@ -40,7 +45,7 @@ class KerasTail:
         ----------
         inputs : tree of arrays
             As many rows as ``u``.
-        u : tensor of shape (n, C)
+        u : tensor of shape (n, ..., C)
         precision : {"float64", "float32"}, optional
             What the layers behind the target layer compute in; ``None`` leaves it to each layer.
             Weights keep their values: they are cast on the way.
@@ -53,7 +58,7 @@ class KerasTail:
                 dtype = precision or self._layer.compute_dtype
                 return self._layer.activation(self._keras.ops.cast(u, dtype))
 
-            with intercepted(self._layer, replaced):
+            with intercepted(self._applied, replaced):
                 output = self._model(inputs, training=False)
         if hasattr(output, "shape"):
             return output
@@ -65,18 +70,64 @@ class KerasTail:
             "Explain one at a time: keras.Model(net.inputs, net.outputs[0]), with its own loss.",
         )
 
-    def of_template(self, template: Any, u: Any, precision: str) -> Any:
-        """Return the output for ``u (n, C)`` from a single row of inputs, which must not matter."""
-        n_rows = self._keras.ops.shape(u)[0]
+    def at_rows(self, template: Template, u: Any, precision: str) -> Any:
+        """Return the output ``(m, ...)`` for rows ``u (m, C)``: samples, or positions of any."""
+        output = self._at_whole(template, template.whole(self._keras.ops, u), precision)
+        return template.rows(self._keras.ops, output, u)
+
+    def loss_at_rows(self, loss: PerSampleLoss, template: Template) -> Callable[..., Any]:
+        """Return ``ell(u, y, precision)``, the loss of each row, shape ``(m,)``."""
+        ops, n_kept = self._keras.ops, 1 + len(template.positions)
+
+        def ell(u: Any, y: Any, precision: str) -> Any:
+            output = self._at_whole(template, template.whole(ops, u), precision)
+            return template.rows(ops, loss(template.whole(ops, y), output, n_kept), u)
+
+        return ell
+
+    def _at_whole(self, template: Template, u: Any, precision: str) -> Any:
+        ops = self._keras.ops
+        n_samples = ops.shape(u)[0]
 
         def repeated(leaf: np.ndarray) -> Any:
-            return self._keras.ops.repeat(self._keras.ops.convert_to_tensor(leaf), n_rows, axis=0)
+            return ops.repeat(ops.convert_to_tensor(leaf), n_samples, axis=0)
 
-        return self(map_leaves(repeated, template), u, precision)
+        return self(map_leaves(repeated, template.inputs), u, precision)
 
-    def loss_of(self, loss: PerSampleLoss, template: Any) -> Callable[[Any, Any, str], Any]:
-        """Return ``ell(u, y, precision)``, the loss of each sample ``(n,)``."""
-        return lambda u, y, precision: loss(y, self.of_template(template, u, precision))
+
+@dataclass(frozen=True)
+class Template:
+    """One sample that stands for the form of all: what is behind the layer must not depend on it.
+
+    Attributes
+    ----------
+    inputs : tree of arrays
+        One row.
+    positions : tuple of int
+        Axes of the target layer's input between the first and the last; none if it is applied once.
+    """
+
+    inputs: Any
+    positions: tuple[int, ...] = ()
+
+    def whole(self, ops: Any, rows: Any) -> Any:
+        """Put rows ``(m, ...)`` at the positions of as many samples as it takes, the last repeated.
+
+        Which row stands where does not matter: positions are treated alike.
+        """
+        if not self.positions:
+            return rows
+        size, n_rows = math.prod(self.positions), ops.shape(rows)[0]
+        n_samples = (n_rows + size - 1) // size
+        places = ops.minimum(ops.arange(n_samples * size), n_rows - 1)
+        return ops.reshape(ops.take(rows, places, axis=0), (-1, *self.positions, *rows.shape[1:]))
+
+    def rows(self, ops: Any, whole: Any, like: Any) -> Any:
+        """Undo :meth:`whole` for as many rows as ``like`` has."""
+        if not self.positions:
+            return whole
+        rest = whole.shape[1 + len(self.positions) :]
+        return ops.reshape(whole, (-1, *rest))[: ops.shape(like)[0]]
 
 
 @contextmanager

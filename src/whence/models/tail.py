@@ -94,9 +94,7 @@ def _check_layer(adapter: Adapter, inputs: Any, pre_activations: np.ndarray) -> 
     )
 
 
-def _check_layer_is_all(
-    adapter: Adapter, inputs: Any, probe: np.ndarray, output: np.ndarray
-) -> None:
+def _check_layer_is_all(adapter: Adapter, inputs: Any, probe: np.ndarray, output: np.ndarray) -> None:
     """Raise if the model's output depends on its inputs other than through the layer."""
     for change in (lambda leaf: np.roll(leaf, 1, axis=0), _weakened):
         again = adapter.tail(map_leaves(change, inputs), probe)

@@ -1,0 +1,162 @@
+"""What an adapter gives of a framework's model, and which adapter serves which model."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from whence._arrays import Array
+from whence._errors import WhenceError
+from whence.losses import Loss
+from whence.models.differentiated import DifferentiatedLoss
+
+__all__ = ["ADAPTERS", "Adapter", "LossSpec", "Weights", "adapter_for"]
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """What is known of a loss: its closed form, if it has one, and the tail that this takes.
+
+    Attributes
+    ----------
+    loss : Loss or None
+        The loss as a function of the pre-activations; ``None`` if it has no closed form.
+    tail : str
+        What the model must do after the pre-activations for it: a key of ``TAILS``.
+    described : str
+        The framework's loss, for messages.
+    contradicted_by : tuple of str
+        Tails that can only be there by mistake, such as probabilities where the loss takes logits.
+    ignored_class : int or None
+        A label that stands for none: along a sequence, such positions do not count.
+    """
+
+    loss: Loss | None
+    tail: str
+    described: str
+    contradicted_by: tuple[str, ...] = ()
+    ignored_class: int | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The target layer's weights and the strengths of its L2 regularisers.
+
+    Attributes
+    ----------
+    kernel : array of shape (d, C)
+    bias : array of shape (C,) or None
+    l2, bias_l2 : float
+        Second derivative of the regulariser on each, see :class:`~whence.LinearLayer`.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray | None
+    l2: float = 0.0
+    bias_l2: float = 0.0
+
+    def theta(self) -> np.ndarray:
+        """Return the weights as the library takes them: in float64, the bias as last row."""
+        theta = np.array(self.kernel, dtype=np.float64)  # a copy: the model may go on training
+        if self.bias is None:
+            return theta
+        return np.concatenate([theta, np.asarray(self.bias, dtype=np.float64)[None, :]])
+
+
+class Adapter(ABC):
+    """What whence needs of a framework's model. It extracts; it contains no formula.
+
+    Subclass it for a new framework, and name it in ``ADAPTERS``.
+    """
+
+    #: The target layer's name, as the framework calls it.
+    layer_name: str
+
+    @abstractmethod
+    def with_layer(self, layer: int | str) -> Adapter:
+        """Return an adapter of the same model for another target layer."""
+
+    @abstractmethod
+    def weights(self) -> Weights:
+        """Return the target layer's weights as they are now."""
+
+    @abstractmethod
+    def loss_spec(self) -> LossSpec:
+        """Return what is known of the loss, or raise if there is none."""
+
+    @abstractmethod
+    def features(self, inputs: Any) -> Array:
+        """Return the input of the target layer, without the bias's constant.
+
+        Shape ``(n, d)``, or ``(n, ..., d)`` if the layer is applied along a sequence.
+        """
+
+    def features_and_mask(self, inputs: Any) -> tuple[Array, Array | None]:
+        """Return the features, and which positions of a sequence count in the loss, or None.
+
+        The mask has the shape of the features without their last axis; true counts.
+        """
+        return self.features(inputs), None
+
+    @abstractmethod
+    def tail(self, inputs: Any, pre_activations: np.ndarray) -> np.ndarray:
+        """Return the model's output if the target layer gave these pre-activations ``(n, ..., C)``.
+
+        In single precision at least, where the model computes in half.
+        """
+
+    def output(self, inputs: Any) -> np.ndarray | None:
+        """Return the model's own output, which the tail of its own pre-activations must give.
+
+        ``None`` says that it does by construction, so that there is nothing to compare.
+        """
+        return None
+
+    def differentiated(self, inputs: Any) -> DifferentiatedLoss:
+        """Return the loss and everything after the layer, differentiated by the framework.
+
+        Parameters
+        ----------
+        inputs : tree of arrays
+            Some samples, for the form of the model's inputs; their values must not matter.
+        """
+        spec = self.loss_spec()
+        raise WhenceError(
+            f"loss {spec.described} at layer {self.layer_name!r}",
+            "a loss and a tail that have a closed form",
+            "others",
+            "Choose the model's last layer, and cross-entropy or squared error.",
+        )
+
+    def on_device(self, device: str | None) -> AbstractContextManager[Any]:
+        """Run the model on a device of the framework inside this context."""
+        if device is None or str(device).lower().strip("/").split(":")[0] == "cpu":
+            return nullcontext()
+        raise WhenceError("device", "'cpu' or None", repr(device), "Leave it out.")
+
+
+#: Module prefixes of the types that an adapter serves, and where the adapter stands.
+ADAPTERS: list[tuple[tuple[str, ...], str, str]] = [
+    (("keras.", "tf_keras."), "whence.models.keras", "KerasAdapter"),
+]
+
+
+def adapter_for(model: Any, start_layer: int | str, loss_function: Any, options: Any) -> Adapter:
+    """Return the adapter of the model's framework."""
+    modules = [f"{base.__module__}." for base in type(model).__mro__]
+    for prefixes, where, name in ADAPTERS:
+        if any(module.startswith(prefixes) for module in modules):
+            adapter = getattr(importlib.import_module(where), name)
+            return adapter(model, start_layer, loss_function, **options)
+    known = ", ".join(prefixes[0].rstrip(".") for prefixes, _, _ in ADAPTERS)
+    raise WhenceError(
+        "model",
+        f"a trained model of one of: {known}",
+        f"a {type(model).__module__}.{type(model).__name__}",
+        "Pass the model itself, not its predictions or its path.",
+    )
