@@ -1,0 +1,43 @@
+"""What all tests share. No framework is imported here: each test brings the ones that it needs."""
+
+import os
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+#: Set where every optional package is installed, so that nothing is skipped without being noticed.
+REQUIRE_ALL = os.environ.get("WHENCE_REQUIRE_ALL") == "1"
+
+
+def _refuse_skip(report):
+    if REQUIRE_ALL and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid}: {reason} (WHENCE_REQUIRE_ALL=1 allows no skip)"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Turn a skipped test into a failed one where everything is required."""
+    return _refuse_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    """Turn a skipped module (``importorskip`` at its top) into an error likewise."""
+    return _refuse_skip((yield))
+
+
+@pytest.fixture
+def rng():
+    """Random numbers, the same in every run and for every test."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=["numpy", "array_api_strict", "torch"])
+def xp(request):
+    """A namespace of arrays that follows the standard; the second one allows nothing beyond it."""
+    return pytest.importorskip(request.param)
