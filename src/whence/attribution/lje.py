@@ -8,7 +8,7 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_number, namespace
 from whence._errors import WhenceError
-from whence.attribution.base import Attribution
+from whence.attribution.contract import Attribution
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.index import Shard, shuffle_buffer_sample
 from whence.linear_layer import Block, Blocks, LinearLayer

@@ -1,0 +1,296 @@
+"""The five methods of the contract: once, for every method of attribution."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whence._arrays import as_numpy
+from whence._errors import WhenceError
+from whence.attribution.answers import Answers
+from whence.attribution.base import Vectors
+from whence.attribution.storing import check_cache, check_values_folder, save_arrays, stored_vectors
+from whence.data import Batch, Dataset, open_dataset, take_rows
+from whence.index import CACHE, Index
+from whence.linear_layer import Block
+from whence.search import (
+    ORDER,
+    BaseNearestNeighbors,
+    LinearNearestNeighbors,
+    Queries,
+    TopK,
+    Vector,
+    check_order,
+    scores,
+)
+
+__all__ = ["Attribution"]
+
+
+class Attribution(Answers):
+    """Scores training samples for predictions of a wrapped model.
+
+    Parameters
+    ----------
+    influence_model : InfluenceModel
+    dataset : dataset
+        The training set, batched.
+    target_layer : int or str, default=-1
+        ``-1`` follows the model's own ``start_layer``.
+    label : {"predicted", "given"}, default="predicted"
+        Which output counts as a sample's own.
+    ids : sequence, optional
+        Names of the training samples, in the order of the dataset; positions by default.
+    progress : bool, optional
+        ``None`` shows progress bars on a terminal, ``True`` always, ``False`` never.
+    """
+
+    # ------------------------------------------------------------------------ the contract
+
+    def compute_influence_values(self, train_set: Any, device: str | None = None) -> Any:
+        """Compute the self-influence of each sample of the training set.
+
+        Parameters
+        ----------
+        train_set : dataset
+            The training set, or a part of it, in any order and batch size.
+        device : str, optional
+            A device of the framework.
+
+        Returns
+        -------
+        dataset
+            ``(batch of training samples, influence score (b,))``, of the same kind as ``train_set``.
+        """
+        values = self._self_influences()
+        with self.influence_model.on_device(device):
+            opened = open_dataset(train_set, "train_set")
+            return opened.pair_with(lambda batch: values[self._training_set.rows(batch)])
+
+    def compute_influence_vector(
+        self,
+        train_set: Any,
+        save_influence_vector_ds_path: str | Path | None = None,
+        device: str | None = None,
+    ) -> Any:
+        """Compute what is needed of each training sample to score it for any prediction.
+
+        Parameters
+        ----------
+        train_set : dataset
+        save_influence_vector_ds_path : path, optional
+            A folder. If it already holds the vectors of this model and training set they are loaded,
+            else they are computed and saved there.
+        device : str, optional
+
+        Returns
+        -------
+        dataset
+            ``(batch of training samples, (phi (b, d), coefficients (b, C)))``, of the same kind as
+            ``train_set``.
+        """
+        with self.influence_model.on_device(device):
+            opened = open_dataset(train_set, "train_set")
+            index = self._vectors(CACHE.MEMORY, None, save_influence_vector_ds_path)
+            return opened.pair_with(lambda batch: self._vector(batch, index))
+
+    def compute_top_k_from_training_dataset(
+        self, train_set: Any, k: int, order: ORDER = ORDER.DESCENDING
+    ) -> tuple[Any, Any]:
+        """Find the training samples with the largest (or smallest) self-influence.
+
+        Returns
+        -------
+        training_samples : array of shape (k, ...)
+            Their inputs, of the framework's kind.
+        influences_values : array of shape (k,)
+        """
+        k = self._check_k(k)
+        check_order(order)
+        opened = open_dataset(train_set, "train_set")
+        rows, batches = self._training_set.match(opened)
+        best = TopK(1, k, order)
+        best.add(self._self_influences()[rows][None, :], 0)
+        found = self._training_set.gather(opened, rows[best.rows], batches)
+        (result,) = opened.from_elements([(take_rows(found, 0), best.values[0])])
+        return result
+
+    def estimate_influence_values_in_batches(
+        self,
+        dataset_to_evaluate: Any,
+        train_set: Any,
+        influence_vector_in_cache: CACHE = CACHE.MEMORY,
+        load_influence_vector_path: str | Path | None = None,
+        save_influence_vector_path: str | Path | None = None,
+        save_influence_value_path: str | Path | None = None,
+        device: str | None = None,
+    ) -> Any:
+        """Compute the influence of every training sample on every sample to evaluate.
+
+        Parameters
+        ----------
+        dataset_to_evaluate, train_set : dataset
+        influence_vector_in_cache : CACHE, default=CACHE.MEMORY
+        load_influence_vector_path, save_influence_vector_path : path, optional
+            A folder to load the influence vectors from, or to save them to.
+        save_influence_value_path : path, optional
+            A folder to which ``values.npy`` is written: shape ``(T, N)``, training samples in the order
+            of the constructor's dataset.
+        device : str, optional
+
+        Returns
+        -------
+        dataset
+            ``(samples_to_evaluate, dataset of (training batch, scores (b_evaluate, b_train)))``.
+        """
+        with self.influence_model.on_device(device):
+            opened = open_dataset(train_set, "train_set")
+            evaluated = open_dataset(dataset_to_evaluate, "dataset_to_evaluate")
+            cache = check_cache(influence_vector_in_cache)
+            index = self._vectors(cache, load_influence_vector_path, save_influence_vector_path)
+            elements, queries = [], []
+            for element, batch in _with_elements(evaluated):
+                elements.append(element)
+                queries.append(self._queries_of(batch)[0])
+            if save_influence_value_path is not None:
+                self._save_values(save_influence_value_path, queries, index)
+
+            def score(i: int, batch: Batch) -> np.ndarray:
+                if cache is CACHE.NO_CACHE:
+                    vector = self._fresh_vector(batch)
+                else:
+                    vector = self._vector(batch, index)
+                return as_numpy(scores(queries[i], vector))
+
+            return opened.nested(elements, score)
+
+    def top_k(
+        self,
+        dataset_to_evaluate: Any,
+        train_set: Any,
+        k: int = 5,
+        nearest_neighbors: BaseNearestNeighbors | None = None,
+        influence_vector_in_cache: CACHE = CACHE.MEMORY,
+        load_influence_vector_ds_path: str | Path | None = None,
+        save_influence_vector_ds_path: str | Path | None = None,
+        save_top_k_ds_path: str | Path | None = None,
+        order: ORDER = ORDER.DESCENDING,
+        d_type: Any = np.float32,
+        device: str | None = None,
+    ) -> Any:
+        """Find the training samples with the strongest influence on each sample to evaluate.
+
+        Parameters
+        ----------
+        dataset_to_evaluate, train_set : dataset
+        k : int, default=5
+        nearest_neighbors : BaseNearestNeighbors, optional
+            The search; ``None`` makes a new :class:`~whence.LinearNearestNeighbors`.
+        influence_vector_in_cache : CACHE, default=CACHE.MEMORY
+        load_influence_vector_ds_path, save_influence_vector_ds_path : path, optional
+        save_top_k_ds_path : path, optional
+            A folder to which ``ids.npy`` and ``values.npy``, both ``(T, k)``, are written.
+        order : ORDER, default=ORDER.DESCENDING
+        d_type : dtype, default=float32
+            What the values are returned as.
+        device : str, optional
+
+        Returns
+        -------
+        dataset
+            ``(samples_to_evaluate, influence_values (b, k), training_samples (b, k, ...))``.
+        """
+        k = self._check_k(k)
+        check_order(order)
+        if nearest_neighbors is None:
+            nearest_neighbors = LinearNearestNeighbors()
+        if not isinstance(nearest_neighbors, BaseNearestNeighbors):
+            raise WhenceError(
+                "nearest_neighbors",
+                "a BaseNearestNeighbors",
+                f"a {type(nearest_neighbors).__name__}",
+                "Subclass it, or leave it out.",
+            )
+        d_type = np.dtype(getattr(d_type, "as_numpy_dtype", d_type))
+        if save_top_k_ds_path is not None:
+            check_values_folder(Path(save_top_k_ds_path))
+        with self.influence_model.on_device(device):
+            opened = open_dataset(train_set, "train_set")
+            evaluated = open_dataset(dataset_to_evaluate, "dataset_to_evaluate")
+            cache = check_cache(influence_vector_in_cache)
+            searched, batches = self._training_set.match(opened)
+            index = self._vectors(cache, load_influence_vector_ds_path, save_influence_vector_ds_path)
+            whole = searched.size == index.n_samples
+            source = Vectors(index if whole else index.subset(searched))
+            elements, values, places = [], [], []
+            started = False
+            for element, batch in _with_elements(evaluated):
+                queries, _ = self._queries_of(batch)
+                if not started:
+                    nearest_neighbors.build(source, scores, k, len(queries), d_type, order)
+                    started = True
+                found_values, found_rows = nearest_neighbors.query(queries, len(queries))
+                elements.append(element)
+                values.append(np.asarray(found_values, dtype=d_type))
+                places.append(searched[np.asarray(found_rows)])
+            every = np.concatenate(places)
+            if save_top_k_ds_path is not None:
+                found = {"ids": self.index.ids[every], "values": np.concatenate(values)}
+                save_arrays(save_top_k_ds_path, found, self._manifest())
+            samples = self._training_set.gather(opened, every, batches)
+            results, start = [], 0
+            for element, value in zip(elements, values, strict=True):
+                part = take_rows(samples, slice(start, start + len(value)))
+                results.append((element, value, part))
+                start += len(value)
+            return opened.from_elements(results)
+
+    # ------------------------------------------------------------------------------ pieces
+
+    def _vector(self, batch: Batch, index: Index) -> Vector:
+        part = index.take(self._training_set.rows(batch))
+        return Vector(as_numpy(part.phi), as_numpy(part.coefficients))
+
+    def _fresh_vector(self, batch: Batch) -> Vector:
+        """Compute the influence vectors of a batch anew."""
+        phi = self.influence_model.features(batch)
+        weight = self.influence_model.sample_weights(batch, phi.dtype)
+        block = Block(phi, self.influence_model.targets(batch), weight)
+        return Vector(phi, self._coefficients(block))
+
+    # ------------------------------------------------------------------------------ storing
+
+    def _manifest(self) -> dict[str, Any]:
+        digest = hashlib.blake2b(digest_size=16)
+        for shard in self.index.shards:
+            digest.update(shard.fingerprint.tobytes())
+        return {
+            "model": self.influence_model.fingerprint(),
+            "training_set": digest.hexdigest(),
+            "about": self._about(),
+        }
+
+    def _vectors(self, cache: CACHE, load_path: str | Path | None, save_path: str | Path | None) -> Index:
+        """Return the index that vectors come from, loaded or saved as the paths say."""
+        return stored_vectors(self.index, self._manifest(), cache, load_path, save_path)
+
+    def _save_values(self, path: str | Path, queries: list[Queries], index: Index) -> None:
+        rows = []
+        for part in queries:
+            blocks = [as_numpy(scores(part, vector)) for _, vector in Vectors(index)]
+            rows.append(np.concatenate(blocks, axis=1))
+        save_arrays(path, {"values": np.concatenate(rows), "ids": self.index.ids}, self._manifest())
+
+
+def _with_elements(dataset: Dataset) -> Iterator[tuple[Any, Batch]]:
+    """Yield each element of a dataset as the user gave it, beside the batch it is."""
+    empty = True
+    for number, element in enumerate(dataset.elements()):
+        empty = False
+        yield element, dataset.batch(element, number)
+    if empty:
+        next(iter(dataset))  # raises, with the message for empty datasets
