@@ -249,15 +249,18 @@ class SoftmaxCrossEntropy(Loss):
             return _class_numbers(labels, n_outputs, where)
         rows = _label_rows(labels, n_outputs, where)
         totals = rows.sum(axis=1)
-        if (rows < 0).any() or np.abs(totals - 1).max(initial=0) > 1e-3:
-            row = int(np.argmax(np.abs(totals - 1)))
-            raise WhenceError(
-                f"labels in {where}",
-                "one class a sample: rows that are non-negative and sum to 1",
-                f"a row that sums to {totals[row]:.4g}",
-                "Use binary cross-entropy for several labels a sample, or normalise the rows.",
-            )
-        return rows
+        if (rows < 0).any():
+            got = f"a row that holds {rows.min():.4g}"
+        elif np.abs(totals - 1).max(initial=0) > 1e-3:
+            got = f"a row that sums to {totals[np.argmax(np.abs(totals - 1))]:.4g}"
+        else:
+            return rows
+        raise WhenceError(
+            f"labels in {where}",
+            "one class a sample: rows that are non-negative and sum to 1",
+            got,
+            "Use binary cross-entropy for several labels a sample, or normalise the rows.",
+        )
 
     def _rows(self, u: Array, target: Array) -> Array:
         n_classes = u.shape[1]
@@ -401,6 +404,7 @@ def _as_column(labels: Any, n_outputs: int) -> np.ndarray:
 
 
 def _class_numbers(labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
+    _check_numbers(labels, where)
     if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
         raise WhenceError(
             f"labels in {where}",
@@ -408,28 +412,20 @@ def _class_numbers(labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray
             f"fractions such as {labels[labels != np.rint(labels)][0]:g}",
             "Use a regression loss for real-valued targets.",
         )
-    if labels.dtype.kind not in "iufb":
-        raise WhenceError(
-            f"labels in {where}",
-            f"class numbers from 0 to {n_outputs - 1}",
-            f"dtype {labels.dtype}",
-            "Encode the classes as integers.",
-        )
-    numbers = labels.astype(np.int64)
-    if numbers.size and (numbers.min() < 0 or numbers.max() >= n_outputs):
-        bad = numbers.min() if numbers.min() < 0 else numbers.max()
+    # Before the cast, in which a number too large for an integer would become another one.
+    if labels.size and (labels.min() < 0 or labels.max() >= n_outputs):
+        bad = labels.min() if labels.min() < 0 else labels.max()
         raise WhenceError(
             f"labels in {where}",
             f"class numbers from 0 to {n_outputs - 1} (the layer has {n_outputs} outputs)",
-            f"class {bad}",
+            f"class {int(bad)}",
             "Number the classes from 0, or choose the layer that has one output a class.",
         )
-    return numbers
+    return labels.astype(np.int64)
 
 
 def _label_rows(labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
-    if labels.dtype.kind not in "iufb":
-        raise WhenceError(f"labels in {where}", "numbers", f"dtype {labels.dtype}", "Encode them.")
+    _check_numbers(labels, where)
     if labels.ndim != 2 or labels.shape[1] != n_outputs:
         raise WhenceError(
             f"labels in {where}",
@@ -438,3 +434,13 @@ def _label_rows(labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
             "Give labels of the loss's kind, or choose the layer that has one output a label.",
         )
     return labels.astype(np.float64 if labels.dtype == np.float64 else np.float32)
+
+
+def _check_numbers(labels: np.ndarray, where: str) -> None:
+    if labels.dtype.kind not in "iufb":
+        got, fix = f"dtype {labels.dtype}", "Encode the labels as numbers."
+    elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        got, fix = f"{labels[~np.isfinite(labels)][0]:g}", "Clean or drop the samples."
+    else:
+        return
+    raise WhenceError(f"labels in {where}", "finite numbers", got, fix)
