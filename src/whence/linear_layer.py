@@ -16,13 +16,16 @@ symbol   shape       meaning
 ======== =========== ==================================================================================
 
 Matrices ``(d, C)`` are flattened output by output: entry ``(a, c)`` of ``theta`` has index ``c*d + a``.
+
+A layer applied along a sequence sees ``L`` rows a sample, and the loss of a sample is a weighted sum over
+them. So is everything linear in the loss: ``g_i = sum_l outer(phi_il, r_il)``, with the weights in ``r``,
+and ``H = (1/N) sum_i sum_l K_il (x) phi_il phi_il^T``. ``N`` stays the number of samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
 
 from whence._arrays import (
     Array,
@@ -33,39 +36,13 @@ from whence._arrays import (
     rank_k_update,
     row_slices,
 )
+from whence.blocks import Block, Blocks, by_rows, flat_positions
 from whence.losses import Curvature, Loss
 
-__all__ = ["Block", "Blocks", "Hessian", "LinearLayer", "flatten", "outer_rows", "unflatten"]
+__all__ = ["Block", "Blocks", "Hessian", "LinearLayer", "by_rows", "flatten", "outer_rows", "unflatten"]
 
 #: Bytes that a temporary of the Hessian's assembly may take.
 WORKSPACE_BYTES = 16 * 2**20
-
-
-class Block(NamedTuple):
-    """Some training samples as the layer sees them.
-
-    Attributes
-    ----------
-    phi : array of shape (n, d)
-    target : array of shape (n,) or (n, C)
-    weight : array of shape (n,) or None
-        Sample weights; ``None`` means 1.
-    """
-
-    phi: Array
-    target: Array
-    weight: Array | None = None
-
-
-class Blocks(Protocol):
-    """The training set in blocks of any size, iterated as often as needed, always in the same order."""
-
-    @property
-    def n_samples(self) -> int:
-        """Return ``N``, the number of training samples."""
-
-    def __iter__(self) -> Iterator[Block]:
-        """Yield the blocks."""
 
 
 def flatten(matrices: Array) -> Array:
@@ -177,23 +154,53 @@ class LinearLayer:
         return replace(self, theta=theta)
 
     def pre_activations(self, phi: Array) -> Array:
-        """Return ``u = phi @ theta``, shape ``(n, C)``, in the features' precision."""
-        return phi @ astype(self.theta, phi.dtype)
+        """Return ``u = phi @ theta``, shape ``(n, C)`` or ``(n, L, C)``, in the features' precision."""
+        flat = phi if phi.ndim == 2 else flat_positions(phi)
+        u = flat @ astype(self.theta, phi.dtype)
+        return u if phi.ndim == 2 else namespace(u).reshape(u, (*phi.shape[:-1], self.n_outputs))
 
     def residuals(self, block: Block) -> Array:
-        """Return ``r (n, C)``, sample weights included."""
-        r = self.loss.residual(self.pre_activations(block.phi), block.target)
-        return r if block.weight is None else r * astype(block.weight, r.dtype)[:, None]
+        """Return ``r``, sample weights included: ``(n, C)``, or ``(n, L, C)`` and 0 where hidden."""
+        rows = block.rows()
+        r = self.loss.residual(self.pre_activations(rows.phi), rows.target)
+        if rows.weight is not None:
+            r = r * astype(rows.weight, r.dtype)[:, None]
+        return block.from_rows(r)
+
+    def gradients(self, block: Block) -> Array:
+        """Return ``g_i (n, d, C)``, summed over positions. For small blocks only."""
+        r = self.residuals(block)
+        if block.phi.ndim == 2:
+            return block.phi[:, :, None] * r[:, None, :]
+        xp = namespace(r)
+        return xp.matmul(xp.matrix_transpose(block.phi), r)
 
     def curvatures(self, block: Block) -> Curvature:
-        """Return ``K`` of every sample, sample weights included."""
-        u = self.pre_activations(block.phi)
-        weight = None if block.weight is None else astype(block.weight, u.dtype)
-        return self.loss.curvature(u, block.target).scaled(weight)
+        """Return ``K`` of every sample, or of every one of :meth:`Block.rows`; weights included."""
+        rows = block.rows()
+        u = self.pre_activations(rows.phi)
+        weight = None if rows.weight is None else astype(rows.weight, u.dtype)
+        return self.loss.curvature(u, rows.target).scaled(weight)
 
     def losses(self, block: Block) -> Array:
-        """Return ``ell_i (n,)``, sample weights left out: what the model pays for each sample."""
-        return self.loss.value(self.pre_activations(block.phi), block.target)
+        """Return ``ell_i (n,)``, sample weights left out: what the model pays for each sample.
+
+        Along a sequence it is the mean over positions by their weights; 0 if these are all zero.
+        """
+        return self.mean_over_positions(block, lambda u, rows: self.loss.value(u, rows.target))
+
+    def mean_over_positions(self, block: Block, function: Callable[[Array, Block], Array]) -> Array:
+        """Return ``function(u, rows) (m,)`` of each sample, along a sequence averaged by the weights."""
+        rows = block.rows()
+        values = function(self.pre_activations(rows.phi), rows)
+        if block.phi.ndim == 2:
+            return values
+        xp = namespace(values)
+        if rows.weight is None:
+            return xp.mean(block.from_rows(values), axis=1)
+        totals = xp.sum(astype(block.weight, values.dtype), axis=1)
+        sums = xp.sum(block.from_rows(values * astype(rows.weight, values.dtype)), axis=1)
+        return sums / xp.where(totals > 0, totals, xp.ones_like(totals))
 
     def regulariser(self, damping: float = 0.0) -> Array:
         """Return ``lam (d,)``: damping on every row of ``theta``, next to the layer's own L2."""
@@ -206,7 +213,7 @@ class LinearLayer:
     def mean_gradient(self, blocks: Blocks) -> Array:
         """Return ``(1/N) sum_i g_i``, shape ``(d, C)``, in the weights' precision."""
         total = namespace(self.theta).zeros_like(self.theta)
-        for block in blocks:
+        for block in by_rows(blocks):
             total = total + astype(block.phi.T @ self.residuals(block), total.dtype)
         return total / blocks.n_samples
 
@@ -232,7 +239,7 @@ class LinearLayer:
         per_row = n_outputs * n_vectors * 4 * itemsize(vectors)
         if self.loss.curvature_is_dense:
             per_row += n_outputs**2 * 4 * itemsize(vectors)
-        for block in blocks:
+        for block in by_rows(blocks):
             for rows in row_slices(block.phi.shape[0], max(1, WORKSPACE_BYTES // per_row)):
                 part = _rows_of(block, rows)
                 phi = astype(part.phi, vectors.dtype)
@@ -259,7 +266,7 @@ class LinearLayer:
             return Hessian(self._independent_blocks(blocks), self.n_outputs, is_whole=False)
         total: Array | None = None
         diagonal_follows = False
-        for block in blocks:
+        for block in by_rows(blocks):
             row_bytes = self.n_outputs * self.n_features * itemsize(block.phi)
             if self.loss.curvature_is_dense:
                 row_bytes += self.n_outputs**2 * 4 * itemsize(block.phi)
@@ -282,7 +289,7 @@ class LinearLayer:
     def _independent_blocks(self, blocks: Blocks) -> Array:
         n_blocks = 1 if self.loss.curvature_is_constant else self.n_outputs
         sums: list[Array | None] = [None] * n_blocks
-        for block in blocks:
+        for block in by_rows(blocks):
             row_bytes = self.n_features * itemsize(block.phi)
             for rows in row_slices(block.phi.shape[0], max(16, WORKSPACE_BYTES // row_bytes)):
                 part = _rows_of(block, rows)
