@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ["MissingExtraError", "NotConvergedError", "NotPositiveDefiniteError", "WhenceError"]
+from typing import Any
+
+__all__ = [
+    "MissingExtraError",
+    "NotConvergedError",
+    "NotPositiveDefiniteError",
+    "WhenceError",
+    "described",
+]
+
+
+def described(thing: Any) -> str:
+    """Return how messages call something that is of the wrong kind.
+
+    Examples
+    --------
+    >>> described(3), described(int)
+    ('a int', 'the class int itself, not an object of it')
+    """
+    if isinstance(thing, type):
+        return f"the class {thing.__name__} itself, not an object of it"
+    return f"a {type(thing).__name__}"
 
 
 class WhenceError(ValueError):

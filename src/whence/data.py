@@ -44,17 +44,20 @@ class Batch(NamedTuple):
         Sample weights.
     number : int
         Which batch of the dataset it is, from 0.
+    argument : str, default="dataset"
+        What messages call the dataset.
     """
 
     inputs: Any
     labels: Any
     weight: Any
     number: int
+    argument: str = "dataset"
 
     @property
     def where(self) -> str:
         """How messages call this batch."""
-        return f"batch {self.number}"
+        return f"batch {self.number} of {self.argument}"
 
     @property
     def n_samples(self) -> int:
@@ -180,10 +183,14 @@ class Dataset(ABC):
     def nested(self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]) -> Any:
         """Return a dataset of ``(outer[i], dataset of (batch, function(i, batch)))``."""
 
+    def probe(self, function: Callable[[Batch], Any]) -> Any:
+        """Return what ``function`` gives for the first batch: its form, and any error at once."""
+        return function(next(iter(self)))
+
     def batch(self, element: Any, number: int) -> Batch:
         """Split one element into inputs, labels and weights, and check that it is a batch."""
         inputs, labels, weight = self.split(element, f"batch {number} of {self.argument}")
-        batch = Batch(inputs, labels, weight, number)
+        batch = Batch(inputs, labels, weight, number, self.argument)
         self._check_batched(batch)
         return batch
 
@@ -251,6 +258,10 @@ class SequenceDataset(Dataset):
             yield self._batches[number]
 
     def pair_with(self, function: Callable[[Batch], Any]) -> Any:
+        self.probe(function)
+        return self._paired(function)
+
+    def _paired(self, function: Callable[[Batch], Any]) -> Any:
         def make(number: int) -> Any:
             element = self._batches[number]
             return element, function(self.batch(element, number))
@@ -262,8 +273,9 @@ class SequenceDataset(Dataset):
 
     def nested(self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]) -> Any:
         def make(i: int) -> Any:
-            return outer[i], self.pair_with(lambda batch: function(i, batch))
+            return outer[i], self._paired(lambda batch: function(i, batch))
 
+        self.probe(lambda batch: function(0, batch))
         return BatchList(len(outer), make)
 
 
@@ -309,11 +321,7 @@ class TensorFlowDataset(Dataset):
         return count if count >= 0 else None
 
     def pair_with(self, function: Callable[[Batch], Any]) -> Any:
-        return self._map(function, self._probe(function))
-
-    def _probe(self, function: Callable[[Batch], Any]) -> Any:
-        """Return what ``function`` gives for the first batch: its form, and any error at once."""
-        return function(next(iter(self)))
+        return self._map(function, self.probe(function))
 
     def _map(self, function: Callable[..., Any], example: Any, *leading: Any) -> Any:
         """Map ``function(*leading, batch)`` over the dataset outside TensorFlow's graph."""
@@ -321,27 +329,25 @@ class TensorFlowDataset(Dataset):
         several = isinstance(example, tuple)
         parts = list(example) if several else [example]
         dtypes = [tf.as_dtype(part.dtype) for part in parts]
-        counter = np.zeros(1, dtype=np.int64)  # numbers batches in messages only
 
-        def call(*flat: Any) -> Any:
+        def call(number: Any, *flat: Any) -> Any:
             extra, rest = flat[: len(leading)], flat[len(leading) :]
             element = tf.nest.pack_sequence_as(self._dataset.element_spec, list(rest))
-            counter[0] += 1
             inputs, labels, weight = self.split(element, self.argument)
-            batch = Batch(inputs, labels, weight, int(counter[0]) - 1)
+            batch = Batch(inputs, labels, weight, int(number), self.argument)
             result = function(*[int(e) for e in extra], batch)
             return [np.asarray(part) for part in (result if several else [result])]
 
-        def mapped(*element: Any) -> Any:
-            whole = element if len(element) > 1 else element[0]
-            flat = tf.nest.flatten(whole)
-            results = tf.numpy_function(call, [*leading, *flat], dtypes, stateful=False)
+        def mapped(number: Any, element: Any) -> Any:
+            flat = tf.nest.flatten(element)
+            results = tf.numpy_function(call, [number, *leading, *flat], dtypes, stateful=False)
             length = flat[0].shape[0]
             for part, like in zip(results, parts, strict=True):
                 part.set_shape([length, *like.shape[1:]] if not leading else [None, length])
-            return whole, tuple(results) if several else results[0]
+            return element, tuple(results) if several else results[0]
 
-        return self._dataset.map(tf.autograph.experimental.do_not_convert(mapped))
+        numbered = self._dataset.enumerate()
+        return numbered.map(tf.autograph.experimental.do_not_convert(mapped))
 
     def from_elements(self, elements: Sequence[tuple[Any, ...]]) -> Any:
         tf = import_extra("tensorflow", "tensorflow")
@@ -357,7 +363,7 @@ class TensorFlowDataset(Dataset):
         return dataset.apply(tf.data.experimental.assert_cardinality(len(plain)))
 
     def nested(self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]) -> Any:
-        example = self._probe(lambda batch: function(0, batch))
+        example = self.probe(lambda batch: function(0, batch))
         wrapped = self.from_elements([(element,) for element in outer]).enumerate()
 
         def mapped(i: Any, element: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from whence._arrays import as_numpy
 from whence._errors import WhenceError
-from whence.attribution.base import Scorer, Vectors
+from whence.attribution.base import Scorer, Vectors, at_most, check_k
 from whence.data import Batch, open_dataset
 from whence.explanation import Explanation, Suspects
 from whence.progress import track
@@ -54,7 +54,7 @@ class Answers(Scorer):
             Positive values speak for the output in question; for a single sigmoid output they are
             turned where class 0 is predicted.
         """
-        k = self._check_k(k)
+        k = at_most(check_k(k), self.index.n_samples)
         opened = open_dataset(samples, "samples")
         opened.labels_are_needed = False
         search = LinearNearestNeighbors()
@@ -115,9 +115,10 @@ class Answers(Scorer):
         """
         if score not in SCORES:
             raise WhenceError("score", f"one of {', '.join(SCORES)}", repr(score), "Choose one.")
+        wanted = None if k is None else check_k(k)
         show = self.progress if progress is None else progress
         rows, _ = self._training_set.match(open_dataset(train_set, "train_set"))
-        k = rows.size if k is None else min(self._check_k(k), rows.size)
+        k = rows.size if wanted is None else at_most(wanted, rows.size)
         every = self._suspicion(score, show)
         order = np.argsort(-every[rows], kind="stable")[:k]
         chosen = rows[order]
@@ -137,6 +138,13 @@ class Answers(Scorer):
         phi = self.influence_model.features(batch)
         u = as_numpy(self.layer.pre_activations(phi))
         given = None if batch.labels is None else self.influence_model.targets(batch)
+        if outputs is None and given is None and self.label == "given":
+            raise WhenceError(
+                batch.where,
+                "labels, since label='given' explains the output that they name",
+                "none",
+                "Give them, or say which outputs to explain: explain(..., outputs=...).",
+            )
         if outputs is None:
             outputs = self._own_outputs(u, given)
         one_class_output = self.layer.loss.is_classification and self.layer.n_outputs == 1

@@ -24,7 +24,7 @@ from whence.models.base import InfluenceModel
 from whence.progress import track
 from whence.search import Queries, Vector
 
-__all__ = ["Scorer", "Vectors"]
+__all__ = ["Scorer", "Vectors", "at_most", "check_k"]
 
 
 class Scorer(ABC):
@@ -146,15 +146,21 @@ class Scorer(ABC):
             self._self_influence_values = values.astype(as_numpy(self.index.shards[0].phi).dtype)
         return self._self_influence_values
 
-    def _check_k(self, k: Any) -> int:
-        check_number(k, "k", minimum=1, integer=True)
-        n_samples = self.index.n_samples
-        if k > n_samples:
-            warnings.warn(
-                f"k: asked for {k} training samples, and there are {n_samples}: all are returned.",
-                stacklevel=3,
-            )
-        return min(int(k), n_samples)
+
+def check_k(k: Any) -> int:
+    """Return ``k``, or raise unless it is an integer from 1 on."""
+    check_number(k, "k", minimum=1, integer=True)
+    return int(k)
+
+
+def at_most(k: int, n_samples: int) -> int:
+    """Return ``k``, or all training samples that there are, with a warning, if it is more."""
+    if k > n_samples:
+        warnings.warn(
+            f"k: asked for {k} training samples, and there are {n_samples}: all are returned.",
+            stacklevel=3,  # the line that called the method
+        )
+    return min(k, n_samples)
 
 
 class Vectors:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from whence._arrays import as_numpy
-from whence._errors import WhenceError
+from whence._errors import WhenceError, described
 from whence.attribution.answers import Answers
-from whence.attribution.base import Vectors
+from whence.attribution.base import Vectors, at_most, check_k
 from whence.attribution.storing import check_cache, check_values_folder, save_arrays, stored_vectors
 from whence.data import Batch, Dataset, open_dataset, take_rows
 from whence.index import CACHE, Index
@@ -109,11 +109,11 @@ class Attribution(Answers):
             Their inputs, of the framework's kind.
         influences_values : array of shape (k,)
         """
-        k = self._check_k(k)
+        k = check_k(k)
         check_order(order)
         opened = open_dataset(train_set, "train_set")
         rows, batches = self._training_set.match(opened)
-        best = TopK(1, k, order)
+        best = TopK(1, at_most(k, rows.size), order)
         best.add(self._self_influences()[rows][None, :], 0)
         found = self._training_set.gather(opened, rows[best.rows], batches)
         (result,) = opened.from_elements([(take_rows(found, 0), best.values[0])])
@@ -204,7 +204,7 @@ class Attribution(Answers):
         dataset
             ``(samples_to_evaluate, influence_values (b, k), training_samples (b, k, ...))``.
         """
-        k = self._check_k(k)
+        k = check_k(k)
         check_order(order)
         if nearest_neighbors is None:
             nearest_neighbors = LinearNearestNeighbors()
@@ -212,10 +212,10 @@ class Attribution(Answers):
             raise WhenceError(
                 "nearest_neighbors",
                 "a BaseNearestNeighbors",
-                f"a {type(nearest_neighbors).__name__}",
+                described(nearest_neighbors),
                 "Subclass it, or leave it out.",
             )
-        d_type = np.dtype(getattr(d_type, "as_numpy_dtype", d_type))
+        d_type = _float_dtype(d_type)
         if save_top_k_ds_path is not None:
             check_values_folder(Path(save_top_k_ds_path))
         with self.influence_model.on_device(device):
@@ -223,6 +223,7 @@ class Attribution(Answers):
             evaluated = open_dataset(dataset_to_evaluate, "dataset_to_evaluate")
             cache = check_cache(influence_vector_in_cache)
             searched, batches = self._training_set.match(opened)
+            k = at_most(k, searched.size)
             index = self._vectors(cache, load_influence_vector_ds_path, save_influence_vector_ds_path)
             whole = searched.size == index.n_samples
             source = Vectors(index if whole else index.subset(searched))
@@ -284,6 +285,17 @@ class Attribution(Answers):
             blocks = [as_numpy(scores(part, vector)) for _, vector in Vectors(index)]
             rows.append(np.concatenate(blocks, axis=1))
         save_arrays(path, {"values": np.concatenate(rows), "ids": self.index.ids}, self._manifest())
+
+
+def _float_dtype(d_type: Any) -> np.dtype:
+    """Return a dtype of NumPy or TensorFlow as NumPy's, if values can be given in it."""
+    try:
+        result = np.dtype(getattr(d_type, "as_numpy_dtype", d_type))
+    except TypeError:
+        result = None
+    if result is not None and result.kind == "f":
+        return result
+    raise WhenceError("d_type", "a floating-point dtype", repr(d_type), "Pass np.float32 or np.float64.")
 
 
 def _with_elements(dataset: Dataset) -> Iterator[tuple[Any, Batch]]:

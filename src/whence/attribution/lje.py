@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_number, namespace
-from whence._errors import WhenceError
+from whence._errors import WhenceError, described
 from whence.attribution.contract import Attribution
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.index import Shard, shuffle_buffer_sample
@@ -115,12 +115,13 @@ class RepresenterPointLJE(Attribution):
             raise WhenceError(
                 "decomposition", "'exact' or 'elementwise'", repr(decomposition), "Choose one."
             )
-        if not hasattr(ihvp_calculator_factory, "build"):
+        is_class = isinstance(ihvp_calculator_factory, type)
+        if is_class or not hasattr(ihvp_calculator_factory, "build"):
             raise WhenceError(
                 "ihvp_calculator_factory",
                 "an InverseHessianVectorProductFactory",
-                f"a {type(ihvp_calculator_factory).__name__}",
-                "Pass e.g. ExactIHVPFactory(), an object and not the class's result.",
+                described(ihvp_calculator_factory),
+                "Pass an object with a build method, e.g. ExactIHVPFactory().",
             )
         super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
         self.epsilon = epsilon

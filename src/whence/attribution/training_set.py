@@ -37,7 +37,7 @@ class TrainingSet:
         if (rows < 0).any():
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves(batch.inputs))
             raise WhenceError(
-                f"train_set in {batch.where}",
+                batch.where,
                 f"samples of the constructor's dataset (N = {self.index.n_samples})",
                 f"{int((rows < 0).sum())} of {rows.size} samples that it did not hold "
                 f"(inputs of shape {shapes})",
@@ -69,7 +69,14 @@ class TrainingSet:
             if here.size:
                 kept.append(take_rows(batch.inputs, here))
                 seen.append(of_batch[here])
-        held = np.concatenate(seen)
+        held = np.concatenate(seen) if seen else np.empty(0, dtype=np.int64)
+        if not np.isin(wanted, held).all():
+            raise WhenceError(
+                opened.argument,
+                "the same samples in every pass over it",
+                "a pass without some of those of the pass before",
+                "Leave out what is drawn anew in each pass, such as a shuffle before a take.",
+            )
         order = np.argsort(held, kind="stable")
         place = order[np.searchsorted(held[order], first)]
         flat = concatenate(kept)

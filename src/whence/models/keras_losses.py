@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from whence._errors import WhenceError
+from whence._errors import described as described_kind
 from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.models.base import LossSpec
 
@@ -105,12 +106,14 @@ def loss_spec(keras: Any, loss: Any) -> tuple[LossSpec, PerSampleLoss]:
             loss = keras.losses.get(loss)
         except ValueError as error:
             raise WhenceError("loss_function", "a loss that Keras knows", repr(loss)) from error
-    if not (callable(loss) or hasattr(loss, "call")):
+    if isinstance(loss, type) or not (callable(loss) or hasattr(loss, "call")):
         raise WhenceError(
             "loss_function",
             "one loss: an object, a name, or a function of (y_true, y_pred)",
-            f"a {type(loss).__name__}",
-            "Explain one output of the model at a time, with the loss of that output.",
+            described_kind(loss),
+            f"Make one: {loss.__name__}()."
+            if isinstance(loss, type)
+            else "Explain one output of the model at a time, with the loss of that output.",
         )
     name, config = _name_and_config(keras, loss)
     if not isinstance(loss, keras.losses.Loss):
