@@ -8,6 +8,7 @@ other weights, and a fingerprint, so that a sample is recognised when the traini
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -46,11 +47,11 @@ class Shard:
 
     Attributes
     ----------
-    phi : array of shape (n, d)
-    target : array of shape (n,) or (n, C)
-    weight : array of shape (n,) or None
+    phi : array of shape (n, d), or (n, L, d) along a sequence
+    target : array of shape (n,) or (n, C), or (n, L, ...)
+    weight : array of shape (n,) or (n, L), or None
     fingerprint : array of shape (n,), uint64
-    coefficients : array of shape (n, C) or None
+    coefficients : array of shape (n, C) or (n, L, C), or None
         What each sample's features are weighed with: its residuals, for most methods.
     """
 
@@ -92,7 +93,7 @@ class Index:
     def append(self, phi: Array, target: Array, weight: Array | None, fingerprint: Any) -> None:
         """Add a batch of samples."""
         self._pending.append(Shard(phi, target, weight, fingerprint))
-        self._pending_bytes += phi.shape[0] * phi.shape[1] * itemsize(phi)
+        self._pending_bytes += math.prod(phi.shape) * itemsize(phi)
         if self._pending_bytes >= SHARD_BYTES:
             self._flush()
 
@@ -151,7 +152,7 @@ class Index:
     @property
     def n_features(self) -> int:
         """``d``, with the constant of the bias."""
-        return int(self.shards[0].phi.shape[1])
+        return int(self.shards[0].phi.shape[-1])
 
     @property
     def dtype(self) -> Any:
@@ -356,7 +357,22 @@ def shuffle_buffer_sample(
 
 
 def _join(arrays: list[Any]) -> Any:
-    return arrays[0] if len(arrays) == 1 else namespace(arrays[0]).concat(arrays, axis=0)
+    """Join along the samples; shorter sequences are padded with zeros, of weight zero, too."""
+    if len(arrays) == 1:
+        return arrays[0]
+    xp = namespace(arrays[0])
+    if arrays[0].ndim > 1:
+        longest = max(array.shape[1] for array in arrays)
+        arrays = [_padded(array, longest) for array in arrays]
+    return xp.concat(arrays, axis=0)
+
+
+def _padded(array: Any, n_positions: int) -> Any:
+    xp = namespace(array)
+    n, length, *rest = array.shape
+    if length == n_positions:
+        return array
+    return xp.concat([array, xp.zeros((n, n_positions - length, *rest), dtype=array.dtype)], axis=1)
 
 
 def _join_shards(shards: list[Shard]) -> Shard:

@@ -5,8 +5,9 @@ Every method of this library scores a training sample ``i`` for a query ``t`` as
     ``v(i, t) = offset_t + <outer(phi_i, a_i), S_t>``,
 
 with the stored features ``phi_i (d,)`` and coefficients ``a_i (C,)`` of the sample, and a matrix
-``S_t (d, C)`` of the query. A query about one output alone has ``S_t = outer(s_t, e_j)``; then ``s_t``
-and ``j`` are all that is kept.
+``S_t (d, C)`` of the query. Of a sample with ``L`` positions ``phi_i (L, d)`` and ``a_i (L, C)`` are
+stored, and the outer products are summed over positions. A query about one output alone has
+``S_t = outer(s_t, e_j)``; then ``s_t`` and ``j`` are all that is kept.
 """
 
 from __future__ import annotations
@@ -54,7 +55,13 @@ def check_order(order: Any) -> ORDER:
 
 
 class Vector(NamedTuple):
-    """What is stored of some training samples: ``phi (n, d)`` and ``coefficients (n, C)``."""
+    """What is stored of some training samples.
+
+    Attributes
+    ----------
+    phi : array of shape (n, d) or (n, L, d)
+    coefficients : array of shape (n, C) or (n, L, C)
+    """
 
     phi: Array
     coefficients: Array
@@ -101,7 +108,9 @@ def scores(queries: Queries, vector: Vector) -> Array:
     matrices = astype(queries.matrices, phi.dtype)
     coefficients = astype(coefficients, phi.dtype)
     n_queries = len(queries)
-    if queries.outputs is not None:
+    if phi.ndim == 3:
+        result = _scores_of_gradients(queries, matrices, xp.matmul(xp.matrix_transpose(phi), coefficients))
+    elif queries.outputs is not None:
         similarity = matrices @ phi.T
         result = similarity * xp.take(coefficients, queries.outputs, axis=1).T
     elif n_queries <= phi.shape[1]:
@@ -112,15 +121,24 @@ def scores(queries: Queries, vector: Vector) -> Array:
         result = xp.matmul(images, coefficients[:, :, None])[:, :, 0].T
     else:
         # The gradients first: a temporary of d * C numbers for each training sample.
-        gradients = flatten(phi[:, :, None] * coefficients[:, None, :])
-        result = flatten(matrices) @ gradients.T
+        result = _scores_of_gradients(queries, matrices, phi[:, :, None] * coefficients[:, None, :])
     return result + astype(queries.offsets, phi.dtype)[:, None]
+
+
+def _scores_of_gradients(queries: Queries, matrices: Array, gradients: Array) -> Array:
+    """Return ``<gradients_i, S_t>``, shape ``(T, n)``, for gradients ``(n, d, C)``."""
+    if queries.outputs is None:
+        return flatten(matrices) @ flatten(gradients).T
+    xp = namespace(gradients)
+    images = xp.matmul(xp.matrix_transpose(gradients), matrices.T)  # (n, C, T)
+    outputs = xp.broadcast_to(queries.outputs[None, None, :], (images.shape[0], 1, images.shape[2]))
+    return xp.take_along_axis(images, outputs, axis=1)[:, 0, :].T
 
 
 def block_rows(queries: Queries, vector: Vector) -> int:
     """Return how many training samples a block may have, for its temporary to fit."""
-    d, n_outputs = vector.phi.shape[1], vector.coefficients.shape[1]
-    width = n_outputs * min(len(queries), d) + 2 * len(queries)
+    d, n_outputs = vector.phi.shape[-1], vector.coefficients.shape[-1]
+    width = n_outputs * (d if vector.phi.ndim == 3 else min(len(queries), d)) + 2 * len(queries)
     return max(16, SEARCH_BYTES // (width * itemsize(vector.phi)))
 
 
@@ -257,7 +275,7 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
         found = tuple(TopK(len(queries), self._k, order) for order in orders)
         for start, vector in self._dataset:
             for rows in row_slices(vector.phi.shape[0], block_rows(queries, vector)):
-                part = Vector(vector.phi[rows, :], vector.coefficients[rows, :])
+                part = Vector(vector.phi[rows, ...], vector.coefficients[rows, ...])
                 block = self._scores(queries, part)
                 for best in found:
                     best.add(block, start + rows.start)

@@ -39,11 +39,14 @@ class Observation(NamedTuple):
         Labels in the loss's form; ``None`` if the batch has none.
     weight : array of shape (n,) or (n, L), or None
         What each sample, or each position, counts: 0 where a mask hides it.
+    visible : array of shape (n, L), bool, or None
+        Which positions of a sequence the model's mask does not hide, whatever their labels and weights.
     """
 
     phi: Array
     target: np.ndarray | None
     weight: np.ndarray | None
+    visible: np.ndarray | None = None
 
 
 class InfluenceModel:
@@ -188,14 +191,14 @@ class InfluenceModel:
         if mask is not None:
             counted = flat_positions(mask, len(positions))
             check_mask(counted, batch.where)
-        target = None
+        visible, target = counted, None
         if batch.labels is not None:
             labels = as_numpy(batch.labels)
             counted = self._without_ignored(labels, counted)
             target = position_targets(self.loss, labels, positions, counted, self._n_outputs, batch.where)
         given = self._weights_given(batch)
         weight = position_weights(counted, given, positions, phi.dtype, batch.where)
-        return Observation(phi, target, weight)
+        return Observation(phi, target, weight, visible)
 
     def index(
         self,
@@ -212,7 +215,7 @@ class InfluenceModel:
         for batch in steps:
             seen = self.observe(batch)
             self._check_losses(seen, batch.where)
-            index.append(*seen, fingerprints(batch))
+            index.append(seen.phi, seen.target, seen.weight, fingerprints(batch))
         index.finish(ids)
         return index
 
