@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import reference
-from tolerances import DIFFERENCES, FLOAT64, assert_close
+from tolerances import DIFFERENCES, FLOAT64, SOLVE, assert_close
 
+from whence.ihvp import InverseHessianVectorProduct, Solution
+from whence.ihvp.exact import ExactIHVP
+from whence.index import Index
 from whence.linear_layer import Block, LinearLayer, by_rows
 from whence.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from whence.search import Queries, Vector, scores
 
 N, L, D, C = 5, 4, 3, 3
 LOSSES = {
@@ -127,3 +131,63 @@ def test_one_position_is_a_plain_layer():
     assert_close(layer.gradients(first), layer.gradients(plain), FLOAT64)
     mine, theirs = Blocks([first]), Blocks([plain])
     assert_close(layer.hessian(mine).matrix(), layer.hessian(theirs).matrix(), FLOAT64)
+
+
+class Solved(InverseHessianVectorProduct):
+    """A solver that has nothing but ``solve``, by dense linear algebra."""
+
+    def solve(self, right):
+        matrix = self.layer.hessian(self.blocks).matrix() + self.damping * np.eye(C * D)
+        solved = [reference.unflat(np.linalg.solve(matrix, reference.flat(b)), C) for b in right]
+        return Solution(np.stack(solved), True, 0, 0.0)
+
+
+@pytest.mark.parametrize("solver", [ExactIHVP, Solved])
+def test_a_sample_is_left_out_with_all_its_positions(case, solver):
+    layer, block, expected = case
+    ihvp = solver(layer, parts(block), 0.1)
+    inverse = np.linalg.inv(expected.hessian * L + 0.1 * np.eye(C * D))
+    r = layer.residuals(block)
+    moved = ihvp.self_products(block.phi, r)
+    assert moved.shape == (N, L, C)
+    gradients = expected.gradients.reshape(N, L, D, C).sum(axis=1)
+    for i in range(N):
+        solved = reference.unflat(inverse @ reference.flat(gradients[i]), C)
+        assert_close(moved[i], block.phi[i] @ solved, SOLVE)
+    outputs = np.random.default_rng(2).integers(0, C, (N, L))
+    picked = np.take_along_axis(moved, outputs[:, :, None], axis=2)[:, :, 0]
+    assert_close(ihvp.self_products(block.phi, r, outputs), picked, SOLVE)
+    between = ihvp.leverages(block.phi)
+    assert_close(np.einsum("ilamb,imb->ila", between, r), moved, SOLVE)
+    plain, residuals = block.phi[:, 0], r[:, 0]
+    assert_close(
+        ihvp.self_products(block.phi[:, :1], r[:, :1])[:, 0], ihvp.self_products(plain, residuals), SOLVE
+    )
+    assert_close(ihvp.leverages(block.phi[:, :1])[:, 0, :, 0], ihvp.leverages(plain), SOLVE)
+
+
+def test_search_sums_over_positions():
+    rng = np.random.default_rng(3)
+    phi, a = rng.normal(size=(N, L, D)), rng.normal(size=(N, L, C))
+    matrices, offsets = rng.normal(size=(2, D, C)), rng.normal(size=2)
+    expected = offsets[:, None] + np.einsum("ild,ilc,tdc->ti", phi, a, matrices)
+    assert_close(scores(Queries(matrices, offsets), Vector(phi, a)), expected, FLOAT64)
+    outputs = np.asarray([2, 0])
+    expected = offsets[:, None] + np.einsum("ild,ilt,td->ti", phi, a[:, :, outputs], matrices[:, :, 0])
+    one = Queries(matrices[:, :, 0], offsets, outputs)
+    assert_close(scores(one, Vector(phi, a)), expected, FLOAT64)
+
+
+def test_shorter_sequences_are_stored_with_longer_ones():
+    rng = np.random.default_rng(4)
+    index = Index()
+    lengths = (2, 4, 3)
+    for number, length in enumerate(lengths):
+        phi, target = rng.normal(size=(2, length, D)), rng.integers(0, C, (2, length))
+        weight = np.full((2, length), 1 / length)
+        index.append(phi, target, weight, np.asarray([2 * number, 2 * number + 1], dtype=np.uint64))
+    index.finish()
+    (block,) = index
+    assert (index.n_samples, index.n_features, block.phi.shape) == (6, D, (6, 4, D))
+    np.testing.assert_array_equal((block.weight > 0).sum(axis=1), np.repeat(lengths, 2))
+    assert block.rows().phi.shape == (2 * sum(lengths), D)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from whence._arrays import Array, itemsize, namespace, row_slices
+from whence._arrays import Array, astype, itemsize, namespace, row_slices
 from whence._errors import WhenceError
 from whence.linear_layer import WORKSPACE_BYTES, Blocks, LinearLayer
 
@@ -81,41 +81,54 @@ class InverseHessianVectorProduct(ABC):
         """Return ``(H^{-1} g_i)^T phi_i`` with ``g_i = outer(phi_i, r_i)``, for every sample.
 
         Divided by ``N``, it is how far the pre-activations of sample ``i`` move when ``i`` is left out
-        of the training set, to first order.
+        of the training set, to first order. Along a sequence ``g_i = sum_l outer(phi_il, r_il)``: the
+        whole sample is left out, and what moves is every ``u_il``.
 
         Parameters
         ----------
-        phi : array of shape (n, d)
-        r : array of shape (n, C)
-        outputs : array of shape (n,), optional
-            The one output wanted of each sample.
+        phi : array of shape (n, d) or (n, L, d)
+        r : array of shape (n, C) or (n, L, C)
+        outputs : array of shape (n,) or (n, L), optional
+            The one output wanted of each sample, or of each position.
 
         Returns
         -------
-        array of shape (n, C), or (n,) with ``outputs``
+        array of shape (n, C) or (n, L, C), without the last axis if ``outputs`` is given
         """
         xp = namespace(phi)
+        if phi.ndim == 2:
+            one = None if outputs is None else outputs[:, None]
+            moved = self.self_products(phi[:, None, :], r[:, None, :], one)
+            return moved[:, 0, ...]
         row_bytes = 8 * self.layer.n_features * self.layer.n_outputs * itemsize(phi)
         parts = []
         for rows in row_slices(phi.shape[0], max(1, WORKSPACE_BYTES // row_bytes)):
-            gradients = phi[rows, :, None] * r[rows, None, :]
+            gradients = xp.matmul(xp.matrix_transpose(phi[rows, ...]), r[rows, ...])
             solved = self.solve(gradients).value
-            parts.append(xp.sum(solved * phi[rows, :, None], axis=1))
+            parts.append(xp.matmul(astype(phi[rows, ...], solved.dtype), solved))
         moved = xp.concat(parts, axis=0)
-        return moved if outputs is None else xp.take_along_axis(moved, outputs[:, None], axis=1)[:, 0]
+        return moved if outputs is None else xp.take_along_axis(moved, outputs[..., None], axis=2)[..., 0]
 
     def leverages(self, phi: Array) -> Array:
         """Return ``Q_i``, ``(Q_i)_ab = <phi_i (x) e_a, H^{-1} (phi_i (x) e_b)>``, shape ``(n, C, C)``.
 
-        ``self_products(phi, r)`` is ``Q_i r_i``; ``Q_i K_i / N`` is the leverage of sample ``i``.
+        ``self_products(phi, r)`` is ``Q_i r_i``; ``Q_i K_i / N`` is the leverage of sample ``i``. Along
+        a sequence ``Q_i`` is between all positions and outputs: shape ``(n, L, C, L, C)``.
         """
         xp = namespace(phi)
+        n_outputs = self.layer.n_outputs
+        if phi.ndim == 2:
+            return self.leverages(phi[:, None, :])[:, 0, :, 0, :]
+        n, n_positions = phi.shape[:2]
         columns = []
-        for b in range(self.layer.n_outputs):
-            unit = xp.zeros((phi.shape[0], self.layer.n_outputs), dtype=phi.dtype)
-            unit = unit + xp.astype(xp.arange(self.layer.n_outputs) == b, phi.dtype)[None, :]
+        for column in range(n_positions * n_outputs):
+            unit = xp.astype(xp.arange(n_positions * n_outputs) == column, phi.dtype)
+            unit = xp.broadcast_to(
+                xp.reshape(unit, (1, n_positions, n_outputs)), (n, n_positions, n_outputs)
+            )
             columns.append(self.self_products(phi, unit))
-        return xp.stack(columns, axis=2)
+        matrix = xp.stack(columns, axis=3)
+        return xp.reshape(matrix, (n, n_positions, n_outputs, n_positions, n_outputs))
 
     def _check_shape(self, right: Array) -> None:
         expected = (self.layer.n_features, self.layer.n_outputs)

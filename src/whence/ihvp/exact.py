@@ -116,6 +116,8 @@ class ExactIHVP(InverseHessianVectorProduct):
 
     def self_products(self, phi: Array, r: Array, outputs: Array | None = None) -> Array:
         """Return ``(H^{-1} g_i)^T phi_i`` from block rows of the inverse; see the base class."""
+        if phi.ndim == 3:
+            return super().self_products(_in_double(phi), _in_double(r), outputs)
         if outputs is None:
             return namespace(phi).matmul(self.leverages(phi), _in_double(r)[:, :, None])[:, :, 0]
         phi, r = _in_double(phi), _in_double(r)
@@ -136,6 +138,8 @@ class ExactIHVP(InverseHessianVectorProduct):
     def leverages(self, phi: Array) -> Array:
         """Return ``Q_i (n, C, C)`` from blocks of the inverse: ``C (C + 1) / 2`` products."""
         phi = _in_double(phi)
+        if phi.ndim == 3:
+            return super().leverages(phi)
         xp = namespace(phi)
         n_outputs, d = self.layer.n_outputs, self.layer.n_features
         rows_of_q = []
@@ -198,14 +202,15 @@ class ExactIHVP(InverseHessianVectorProduct):
         first = next(iter(self.blocks))
         if itemsize(first.phi) >= 8:
             return False
-        n_rows = min(first.phi.shape[0], 512)
+        n_positions = 1 if first.phi.ndim == 2 else first.phi.shape[1]
+        n_samples = min(first.phi.shape[0], max(1, 512 // n_positions))
         sample = Block(
-            _in_double(first.phi[:n_rows, :]),
-            first.target[:n_rows, ...],
-            None if first.weight is None else _in_double(first.weight[:n_rows]),
+            _in_double(first.phi[:n_samples, ...]),
+            first.target[:n_samples, ...],
+            None if first.weight is None else _in_double(first.weight[:n_samples, ...]),
         )
         xp = namespace(sample.phi)
-        vector = xp.mean(sample.phi, axis=0)[None, :, None] + xp.zeros(
+        vector = xp.mean(sample.rows().phi, axis=0)[None, :, None] + xp.zeros(
             (1, 1, self.layer.n_outputs), dtype=sample.phi.dtype
         )
         sign = 1 - 2 * (xp.arange(self.layer.n_outputs) % 2)
