@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +117,79 @@ class Explanation:
         both = pandas.concat(frames, ignore_index=True)
         return both.iloc[np.argsort(np.tile(order, 2), kind="stable")].reset_index(drop=True)
 
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        samples: Any = None,
+        training_samples: Any = None,
+        class_names: Sequence[str] | None = None,
+        title: str = "Where these predictions come from",
+    ) -> Path:
+        """Write a self-contained HTML page: each prediction with its supporters and opponents.
+
+        Parameters
+        ----------
+        path : path
+            The file to write. An existing one is replaced.
+        samples : array, sequence or mapping, optional
+            What to show of the explained samples, in their order, or a mapping by id. Texts are shown as
+            text, images as images, rows as their values; without it, ids have to do.
+        training_samples : array, sequence or mapping, optional
+            What to show of the training samples: in the order of the training set where ids are
+            positions, else a mapping by id.
+        class_names : sequence of str, optional
+        title : str
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        MissingExtraError
+            If jinja2 is not installed.
+        WhenceError
+            If the file cannot be written there, or there is no sample of an id.
+        """
+        from whence.report.html import explanation_page  # a page is only made of answers that ask for it
+
+        page = explanation_page(
+            self, samples=samples, training_samples=training_samples, class_names=class_names, title=title
+        )
+        return page.save(path)
+
+    def plot(
+        self,
+        sample: int = 0,
+        *,
+        training_samples: Any = None,
+        class_names: Sequence[str] | None = None,
+        ax: Any = None,
+    ) -> Any:
+        """Draw the supporters and opponents of one prediction as signed bars.
+
+        Parameters
+        ----------
+        sample : int, default=0
+            Which prediction, by its place in the explanation.
+        training_samples : array, sequence or mapping, optional
+            As for :meth:`save_html`; images are drawn beside their bars.
+        class_names : sequence of str, optional
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        matplotlib Axes
+        """
+        from whence.report.plots import plot_explanation
+
+        return plot_explanation(
+            self, sample, training_samples=training_samples, class_names=class_names, ax=ax
+        )
+
 
 @dataclass(frozen=True)
 class Suspects:
@@ -156,3 +231,51 @@ class Suspects:
                 "prediction": self.predictions,
             }
         )
+
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        training_samples: Any = None,
+        class_names: Sequence[str] | None = None,
+        title: str = "Labels to look at first",
+    ) -> Path:
+        """Write a self-contained HTML page with the suspects as a table.
+
+        Parameters
+        ----------
+        path : path
+            The file to write. An existing one is replaced.
+        training_samples : array, sequence or mapping, optional
+            What to show of the training samples: in the order of the training set where ids are
+            positions, else a mapping by id.
+        class_names : sequence of str, optional
+        title : str
+
+        Returns
+        -------
+        Path
+            The file.
+        """
+        from whence.report.html import suspects_page
+
+        page = suspects_page(self, training_samples=training_samples, class_names=class_names, title=title)
+        return page.save(path)
+
+    def plot(self, k: int = 20, *, class_names: Sequence[str] | None = None, ax: Any = None) -> Any:
+        """Draw the scores of the first ``k`` suspects as bars.
+
+        Parameters
+        ----------
+        k : int, default=20
+        class_names : sequence of str, optional
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        matplotlib Axes
+        """
+        from whence.report.plots import plot_suspects
+
+        return plot_suspects(self, k, class_names=class_names, ax=ax)

@@ -1,0 +1,206 @@
+"""What a page consists of, and its way through the template to one self-contained file.
+
+A page is a list of sections; a section holds paragraphs, cards and tables. Nothing here knows where they
+come from: ``html`` makes them of answers, and whoever has more to say adds sections of their own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from whence._arrays import import_extra
+from whence._errors import WhenceError
+from whence.report.pictures import Picture
+
+__all__ = ["Card", "Cell", "Column", "Contribution", "Fact", "Page", "Section", "Side", "Table", "number"]
+
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float, *, digits: int = 3, sign: bool = False) -> str:
+    """Return a number as a page prints it: a true minus sign, a plus if ``sign``, powers of ten spelled.
+
+    Examples
+    --------
+    >>> number(0.25, sign=True), number(-1.5), number(12345.678, digits=1), number(2e-7)
+    ('+0.250', '−1.500', '12,345.7', '2.0 × 10⁻⁷')
+    """
+    value = float(value)
+    plus = "+" if sign else ""
+    if value == 0 or abs(value) >= 0.5 * 10.0**-digits or not math.isfinite(value):
+        return f"{value:{plus},.{digits}f}".replace("-", "−")
+    factor, exponent = f"{value:{plus}.1e}".replace("-", "−").split("e")
+    return f"{factor} × 10⁻{exponent.lstrip('−0').translate(SUPERSCRIPTS)}"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A figure worth stating first: what it is, its value, and a few words."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table; ``numeric`` sets it flush right."""
+
+    name: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table: text, a picture, or a text set apart as a mark."""
+
+    text: str = ""
+    picture: Picture | None = None
+    mark: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; a row is a sequence of :class:`Cell` s or texts, the first its heading."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell | str]]
+
+    @property
+    def cells(self) -> list[list[Cell]]:
+        """The rows, every entry a :class:`Cell`."""
+        return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one training sample brings to one prediction.
+
+    Attributes
+    ----------
+    name : str
+        Which sample, e.g. ``"id 7"``.
+    value, label : str
+    width : float
+        The length of its bar, as a share of the longest on the card.
+    picture : Picture or None
+    note : str
+        Set apart as a mark.
+    """
+
+    name: str
+    value: str
+    label: str
+    width: float
+    picture: Picture | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The supporters (``kind="for"``) or the opponents (``kind="against"``) of one prediction."""
+
+    title: str
+    kind: str
+    contributions: Sequence[Contribution]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One explained prediction; ``mark`` is set apart beside its name."""
+
+    title: str
+    name: str
+    facts: Sequence[tuple[str, str]]
+    sides: Sequence[Side]
+    picture: Picture | None = None
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    cards: Sequence[Card] = ()
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """One self-contained HTML file.
+
+    Attributes
+    ----------
+    title : str
+    lead : sequence of str
+        Paragraphs under the title.
+    facts : sequence of Fact
+    sections : sequence of Section
+    about : mapping
+        What was computed and how; stands at the foot of the page.
+    """
+
+    title: str
+    lead: Sequence[str] = ()
+    facts: Sequence[Fact] = ()
+    sections: Sequence[Section] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def render(self) -> str:
+        """Return the page as HTML. All text is escaped; nothing is loaded from outside.
+
+        Raises
+        ------
+        MissingExtraError
+            If jinja2 is not installed.
+        """
+        jinja2 = import_extra("jinja2", "report")
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("whence.report"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        from whence import __version__
+
+        about = {name.replace("_", " "): _plain(value) for name, value in self.about.items()}
+        about |= {"whence": __version__, "written": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}
+        return environment.get_template("page.html.j2").render(page=self, about=about)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file.
+
+        Raises
+        ------
+        WhenceError
+            If the file cannot be written there.
+        """
+        file = check_file(path)
+        file.write_text(self.render(), encoding="utf-8")
+        return file
+
+
+def check_file(path: str | Path) -> Path:
+    """Return ``path`` if a file can be written there, or say what is in the way."""
+    file = Path(path)
+    if file.is_dir():
+        raise WhenceError("path", "a file", f"the folder {str(file)!r}", "Name a file in it.")
+    if not file.parent.is_dir():
+        raise WhenceError(
+            "path", "a file in a folder that exists", repr(str(file)), "Make the folder first."
+        )
+    return file
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,196 @@
+"""How a sample looks on a page: an image, a text, or the values of a row."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from whence._arrays import as_numpy, import_extra
+from whence._errors import WhenceError
+
+__all__ = ["Gallery", "Picture", "picture_of", "to_pixels"]
+
+#: The longer side, in pixels, that a larger image is reduced to.
+LARGEST_SIDE = 192
+#: Up to this side an image is shown with sharp pixels.
+LARGEST_SHARP_SIDE = 48
+#: How many values of a row, and how many characters of a text, are shown.
+N_VALUES = 12
+N_CHARACTERS = 280
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What stands for one sample on a page.
+
+    Attributes
+    ----------
+    kind : {"image", "text", "row"}
+    alt : str
+        What it is, in words, for whoever does not see it.
+    source : str
+        The data URI of an image.
+    sharp : bool
+        Whether single pixels should stay visible.
+    text : str
+        The words of a text.
+    values : tuple of (name, value)
+        The entries of a row, as text.
+    """
+
+    kind: str
+    alt: str
+    source: str = ""
+    sharp: bool = False
+    text: str = ""
+    values: tuple[tuple[str, str], ...] = ()
+
+
+class Gallery:
+    """Samples by id, made into pictures when they are asked for.
+
+    Parameters
+    ----------
+    samples : array, sequence, mapping or None
+        By position (then ids are positions), or a mapping from id to sample. ``None``: there is
+        nothing to show, and :meth:`picture` returns ``None``.
+    argument : str
+        What the argument is called in messages.
+
+    Examples
+    --------
+    >>> Gallery(["good film", "bad film"], "samples").picture(1, "review 1").text
+    'bad film'
+    """
+
+    def __init__(self, samples: Any, argument: str) -> None:
+        self._samples = samples if isinstance(samples, Mapping | Sequence) else _as_rows(samples)
+        self._argument = argument
+
+    def picture(self, sample_id: Any, alt: str) -> Picture | None:
+        """Return the picture of one sample.
+
+        Raises
+        ------
+        WhenceError
+            If there is no sample of that id, or no way to show it.
+        """
+        return None if self._samples is None else picture_of(self._sample(sample_id), alt, self._argument)
+
+    def pixels(self, sample_id: Any) -> np.ndarray | None:
+        """Return a sample's pixels, or ``None`` if it is not an image."""
+        if self._samples is None:
+            return None
+        sample = self._sample(sample_id)
+        if isinstance(sample, str | bytes | Mapping) or as_numpy(sample).ndim < 2:
+            return None
+        return to_pixels(as_numpy(sample), self._argument)
+
+    def _sample(self, sample_id: Any) -> Any:
+        name = getattr(sample_id, "tolist", lambda: sample_id)()
+        is_position = isinstance(name, int) and name >= 0
+        try:
+            if not isinstance(self._samples, Mapping) and not is_position:
+                raise KeyError(name)
+            return self._samples[name]
+        except (KeyError, IndexError):
+            raise WhenceError(
+                self._argument,
+                f"a sample of id {name!r}",
+                f"{len(self._samples)} samples without it",
+                "Pass every sample in the order of the ids, or a dict from id to sample.",
+            ) from None
+
+
+def picture_of(sample: Any, alt: str, argument: str = "samples") -> Picture:
+    """Return how one sample is shown.
+
+    Texts are shown as text; mappings and vectors as rows of values; arrays of shape ``(H, W)``,
+    ``(H, W, 1)``, ``(H, W, 3)``, ``(H, W, 4)``, or with the channels first, as images.
+
+    Examples
+    --------
+    >>> picture_of({"age": 31, "income": 2.5}, "customer 7").values
+    (('age', '31'), ('income', '2.5'))
+    >>> picture_of(np.zeros((8, 8)), "a black square").source[:22]
+    'data:image/png;base64,'
+    """
+    if isinstance(sample, bytes):
+        sample = sample.decode("utf-8", "replace")
+    if isinstance(sample, str):
+        cut = sample if len(sample) <= N_CHARACTERS else sample[: N_CHARACTERS - 1] + "…"
+        return Picture("text", alt, text=cut)
+    if isinstance(sample, Mapping):
+        return Picture("row", alt, values=_entries(list(sample.items())))
+    array = as_numpy(sample)
+    if array.ndim == 0 and array.dtype.kind in "OUS":
+        return picture_of(array.item(), alt, argument)
+    if array.ndim <= 1:
+        return Picture("row", alt, values=_entries(list(enumerate(array.reshape(-1).tolist()))))
+    pixels = to_pixels(array, argument)
+    height, width = pixels.shape[:2]
+    return Picture("image", alt, source=_data_uri(pixels), sharp=max(height, width) <= LARGEST_SHARP_SIDE)
+
+
+def to_pixels(image: np.ndarray, argument: str = "samples") -> np.ndarray:
+    """Return an image as bytes, shape ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``.
+
+    Bytes are taken as they are, numbers in [0, 1] times 255, numbers in [0, 255] rounded; any other
+    range is stretched from its smallest to its largest value.
+
+    Examples
+    --------
+    >>> to_pixels(np.asarray([[0.0, 1.0]])).tolist()
+    [[0, 255]]
+    >>> to_pixels(np.asarray([[-1.0, 1.0]])).tolist()
+    [[0, 255]]
+    """
+    channels = (1, 3, 4)
+    if image.ndim == 3 and image.shape[2] not in channels and image.shape[0] in channels:
+        image = np.moveaxis(image, 0, 2)
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in channels) or not image.size:
+        raise WhenceError(
+            argument,
+            "texts, rows, or images of shape (H, W) or (H, W, 1, 3 or 4)",
+            f"a sample of shape {image.shape}",
+            "Pass what a person should see of each sample, not what the model takes.",
+        )
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise WhenceError(argument, "finite pixels", "NaN or infinity", "Check the images.")
+    if low >= 0 and high <= 1:
+        values = 255 * values
+    elif low < 0 or high > 255:
+        values = 255 * (values - low) / (high - low if high > low else 1.0)
+    return np.rint(values).astype(np.uint8)
+
+
+def _as_rows(samples: Any) -> Any:
+    """Return an array of samples as NumPy's; ``None`` stays ``None``."""
+    return None if samples is None else as_numpy(samples)
+
+
+def _data_uri(pixels: np.ndarray) -> str:
+    images = import_extra("PIL.Image", "report")
+    image = images.fromarray(pixels)
+    if max(image.size) > LARGEST_SIDE:
+        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _entries(pairs: list[tuple[Any, Any]]) -> tuple[tuple[str, str], ...]:
+    shown = [(str(name), f"{v:.4g}" if isinstance(v, float) else str(v)) for name, v in pairs[:N_VALUES]]
+    left = len(pairs) - N_VALUES
+    return (*shown, ("…", f"{left} more")) if left > 0 else tuple(shown)
