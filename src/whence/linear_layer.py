@@ -24,7 +24,7 @@ and ``H = (1/N) sum_i sum_l K_il (x) phi_il phi_il^T``. ``N`` stays the number o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from whence._arrays import (
@@ -43,6 +43,9 @@ __all__ = ["Block", "Blocks", "Hessian", "LinearLayer", "by_rows", "flatten", "o
 
 #: Bytes that a temporary of the Hessian's assembly may take.
 WORKSPACE_BYTES = 16 * 2**20
+
+#: Rows of a block that a Hessian product takes at once.
+TILE_ROWS = 1024
 
 
 def flatten(matrices: Array) -> Array:
@@ -107,6 +110,10 @@ class LinearLayer:
     l2, bias_l2 : float, default=0.0
         Second derivative of the layer's own L2 regulariser on the kernel and on the bias, i.e.
         ``2 * strength`` for ``strength * sum(kernel**2)``.
+    gauss_newton : bool, default=False
+        Whether ``H`` is the Gauss-Newton matrix: every ``K_i`` without its negative eigenvalues, so that
+        ``H`` is positive semi-definite. For a loss that is convex in the pre-activations it is the
+        Hessian itself.
 
     Examples
     --------
@@ -133,6 +140,7 @@ class LinearLayer:
     has_bias: bool = False
     l2: float = 0.0
     bias_l2: float = 0.0
+    gauss_newton: bool = False
 
     @property
     def n_features(self) -> int:
@@ -148,6 +156,11 @@ class LinearLayer:
     def outputs_are_independent(self) -> bool:
         """Whether ``H`` falls into one block for each output."""
         return self.loss.outputs_are_independent or self.n_outputs == 1
+
+    @property
+    def curvature_is_dense(self) -> bool:
+        """Whether ``K_i`` is written out for every sample."""
+        return self.loss.curvature_is_dense
 
     def at(self, theta: Array) -> LinearLayer:
         """Return the same layer with other weights."""
@@ -180,27 +193,16 @@ class LinearLayer:
         rows = block.rows()
         u = self.pre_activations(rows.phi)
         weight = None if rows.weight is None else astype(rows.weight, u.dtype)
-        return self.loss.curvature(u, rows.target).scaled(weight)
+        curvature = self.loss.curvature(u, rows.target).scaled(weight)
+        return curvature.positive_part() if self.gauss_newton else curvature
 
     def losses(self, block: Block) -> Array:
         """Return ``ell_i (n,)``, sample weights left out: what the model pays for each sample.
 
         Along a sequence it is the mean over positions by their weights; 0 if these are all zero.
         """
-        return self.mean_over_positions(block, lambda u, rows: self.loss.value(u, rows.target))
-
-    def mean_over_positions(self, block: Block, function: Callable[[Array, Block], Array]) -> Array:
-        """Return ``function(u, rows) (m,)`` of each sample, along a sequence averaged by the weights."""
         rows = block.rows()
-        values = function(self.pre_activations(rows.phi), rows)
-        if block.phi.ndim == 2:
-            return values
-        xp = namespace(values)
-        if rows.weight is None:
-            return xp.mean(block.from_rows(values), axis=1)
-        totals = xp.sum(astype(block.weight, values.dtype), axis=1)
-        sums = xp.sum(block.from_rows(values * astype(rows.weight, values.dtype)), axis=1)
-        return sums / xp.where(totals > 0, totals, xp.ones_like(totals))
+        return block.mean_over_positions(self.loss.value(self.pre_activations(rows.phi), rows.target))
 
     def regulariser(self, damping: float = 0.0) -> Array:
         """Return ``lam (d,)``: damping on every row of ``theta``, next to the layer's own L2."""
@@ -217,7 +219,13 @@ class LinearLayer:
             total = total + astype(block.phi.T @ self.residuals(block), total.dtype)
         return total / blocks.n_samples
 
-    def hessian_product(self, blocks: Blocks, vectors: Array, damping: float = 0.0) -> Array:
+    def hessian_product(
+        self,
+        blocks: Blocks,
+        vectors: Array,
+        damping: float = 0.0,
+        curvatures: Sequence[Curvature] | None = None,
+    ) -> Array:
         """Return ``(H + lam) V`` for a stack of matrices, in the vectors' precision.
 
         Parameters
@@ -226,6 +234,8 @@ class LinearLayer:
             The training set.
         vectors : array of shape (m, d, C)
         damping : float, default=0.0
+        curvatures : sequence of Curvature, optional
+            :meth:`curvatures` of each block in the vectors' precision, where they were kept.
 
         Returns
         -------
@@ -233,22 +243,44 @@ class LinearLayer:
             ``(1/N) sum_i phi_i (K_i (V^T phi_i))^T + lam V``: two matrix products a block.
         """
         xp = namespace(vectors)
-        n_vectors, d, n_outputs = vectors.shape
-        wide = xp.reshape(xp.permute_dims(vectors, (1, 2, 0)), (d, n_outputs * n_vectors))
-        total = xp.zeros_like(wide)
-        per_row = n_outputs * n_vectors * 4 * itemsize(vectors)
-        if self.loss.curvature_is_dense:
-            per_row += n_outputs**2 * 4 * itemsize(vectors)
-        for block in by_rows(blocks):
-            for rows in row_slices(block.phi.shape[0], max(1, WORKSPACE_BYTES // per_row)):
+        n_vectors, _, n_outputs = vectors.shape
+        if n_vectors == 0:
+            return xp.zeros_like(vectors)
+        n_rows, n_at_once = self._tile(n_vectors, itemsize(vectors))
+        # The longer of the two axes last: elementwise steps run along it.
+        axis = 2 if n_outputs > n_at_once else 1
+        parts = [vectors[some, ...] for some in row_slices(n_vectors, n_at_once)]
+        wide = [_wide(part, axis) for part in parts]
+        totals = [xp.zeros_like(columns) for columns in wide]
+        for number, block in enumerate(by_rows(blocks)):
+            for rows in row_slices(block.phi.shape[0], n_rows):
                 part = _rows_of(block, rows)
                 phi = astype(part.phi, vectors.dtype)
-                curvature = self.curvatures(part._replace(phi=phi))
-                changes = xp.reshape(phi @ wide, (phi.shape[0], n_outputs, n_vectors))
-                total += phi.T @ xp.reshape(curvature.apply(changes), (phi.shape[0], -1))
-        product = xp.reshape(total / blocks.n_samples, (d, n_outputs, n_vectors))
+                if curvatures is None:
+                    curvature = self.curvatures(part._replace(phi=phi))
+                else:
+                    curvature = curvatures[number].rows(rows)
+                for at, columns in enumerate(wide):
+                    shape = (phi.shape[0], -1, n_outputs) if axis == 2 else (phi.shape[0], n_outputs, -1)
+                    changes = xp.reshape(phi @ columns, shape)
+                    changes = curvature.apply_in_place(changes, axis)
+                    totals[at] += phi.T @ xp.reshape(changes, (phi.shape[0], -1))
+        product = xp.concat([_narrow(total, n_outputs, axis) for total in totals], axis=0)
+        product /= blocks.n_samples
         lam = astype(self.regulariser(damping), vectors.dtype)
-        return xp.permute_dims(product, (2, 0, 1)) + lam[None, :, None] * vectors
+        product += lam[None, :, None] * vectors
+        return product
+
+    def _tile(self, n_vectors: int, item_bytes: int) -> tuple[int, int]:
+        """Return how many rows and how many vectors a product takes at once.
+
+        Thousands of each would be best for BLAS; what they produce stays in the workspace.
+        """
+        n_rows = TILE_ROWS
+        if self.curvature_is_dense:
+            n_rows = max(1, min(n_rows, WORKSPACE_BYTES // (4 * item_bytes * self.n_outputs**2)))
+        n_at_once = WORKSPACE_BYTES // (2 * item_bytes * n_rows * self.n_outputs)
+        return n_rows, max(1, min(n_vectors, n_at_once))
 
     def hessian(self, blocks: Blocks) -> Hessian:
         """Return ``H`` of the mean loss, undamped, in the features' precision.
@@ -268,7 +300,7 @@ class LinearLayer:
         diagonal_follows = False
         for block in by_rows(blocks):
             row_bytes = self.n_outputs * self.n_features * itemsize(block.phi)
-            if self.loss.curvature_is_dense:
+            if self.curvature_is_dense:
                 row_bytes += self.n_outputs**2 * 4 * itemsize(block.phi)
             block_rows = max(16, WORKSPACE_BYTES // row_bytes)
             for rows in row_slices(block.phi.shape[0], block_rows):
@@ -331,6 +363,21 @@ def _rows_of(block: Block, rows: slice) -> Block:
         return block
     weight = None if block.weight is None else block.weight[rows]
     return Block(block.phi[rows, :], block.target[rows, ...], weight)
+
+
+def _wide(vectors: Array, axis: int) -> Array:
+    """Return vectors ``(k, d, C)`` side by side: ``(d, k*C)`` for ``axis=2``, ``(d, C*k)`` for 1."""
+    xp = namespace(vectors)
+    order = (1, 0, 2) if axis == 2 else (1, 2, 0)
+    return xp.reshape(xp.permute_dims(vectors, order), (vectors.shape[1], -1))
+
+
+def _narrow(wide: Array, n_outputs: int, axis: int) -> Array:
+    """Undo :func:`_wide`."""
+    xp = namespace(wide)
+    if axis == 2:
+        return xp.permute_dims(xp.reshape(wide, (wide.shape[0], -1, n_outputs)), (1, 0, 2))
+    return xp.permute_dims(xp.reshape(wide, (wide.shape[0], n_outputs, -1)), (2, 0, 1))
 
 
 def outer_rows(left: Array, phi: Array) -> Array:

@@ -6,7 +6,7 @@ of ``u`` and the target are all that the rest of the library needs:
 
 - ``value``      ``(n,)``       ``ell_i(u_i)``
 - ``residual``   ``(n, C)``     ``r_i = d ell_i / d u_i``
-- ``curvature``  one of the two structures below, ``K_i = d2 ell_i / d u_i2`` of shape ``(C, C)``
+- ``curvature``  ``K_i = d2 ell_i / d u_i2`` of shape ``(C, C)``, as a :class:`~whence.curvature.Curvature`
 
 Targets come in two forms: class numbers ``(n,)`` of an integer dtype, or rows ``(n, C)`` of floats.
 """
@@ -14,13 +14,14 @@ Targets come in two forms: class numbers ``(n,)`` of an integer dtype, or rows `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from whence._arrays import Array, astype, namespace, one_hot
 from whence._errors import WhenceError
+from whence.curvature import Curvature
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -71,76 +72,6 @@ def softplus(u: Array) -> Array:
     """Return ``log(1 + exp(u))``, without overflow."""
     xp = namespace(u)
     return xp.maximum(u, xp.zeros_like(u)) + xp.log1p(xp.exp(-xp.abs(u)))
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """The ``(C, C)`` curvatures of ``n`` samples, in whichever form is smallest.
-
-    Either ``K_i = diag(diagonal_i) - outer(root_i, root_i)``, or any symmetric ``K_i = dense_i``.
-
-    Attributes
-    ----------
-    diagonal : array of shape (n, C) or None
-        The diagonal part; ``None`` if ``dense`` is given.
-    root : array of shape (n, C) or None
-        The rank-one part. ``None`` means that the outputs do not interact.
-    dense : array of shape (n, C, C) or None
-        The curvatures themselves, where they have no structure.
-    rows_sum_to_zero : bool
-        Whether ``K_i 1 = 0``, as for softmax: adding a constant to every output changes nothing.
-
-    Examples
-    --------
-    Softmax with two equal logits has ``K = [[1/4, -1/4], [-1/4, 1/4]]``:
-
-    >>> half = np.asarray([[0.5, 0.5]])
-    >>> Curvature(diagonal=half, root=half).matrices()
-    array([[[ 0.25, -0.25],
-            [-0.25,  0.25]]])
-    """
-
-    diagonal: Array | None = None
-    root: Array | None = None
-    dense: Array | None = None
-    rows_sum_to_zero: bool = False
-
-    def apply(self, vectors: Array) -> Array:
-        """Return ``K_i v_i`` for ``vectors (n, C)``, or column by column for ``(n, C, m)``."""
-        xp = namespace(vectors)
-        stacked = vectors if vectors.ndim == 3 else vectors[:, :, None]
-        if self.dense is not None:
-            result = xp.matmul(self.dense, stacked)
-        else:
-            result = self.diagonal[:, :, None] * stacked  # type: ignore[index]
-            if self.root is not None:
-                inner = xp.sum(self.root[:, :, None] * stacked, axis=1, keepdims=True)
-                result = result - self.root[:, :, None] * inner
-        return result if vectors.ndim == 3 else result[:, :, 0]
-
-    def scaled(self, weight: Array | None) -> Curvature:
-        """Return ``weight_i K_i`` for non-negative ``weight (n,)``; ``None`` means 1."""
-        if weight is None:
-            return self
-        xp = namespace(weight)
-        column = weight[:, None]
-        return replace(
-            self,
-            diagonal=None if self.diagonal is None else self.diagonal * column,
-            root=None if self.root is None else self.root * xp.sqrt(column),
-            dense=None if self.dense is None else self.dense * column[:, :, None],
-        )
-
-    def matrices(self) -> Array:
-        """Return the ``(n, C, C)`` curvatures written out. For small blocks only."""
-        if self.dense is not None:
-            return self.dense
-        xp = namespace(self.diagonal)
-        eye = xp.eye(self.diagonal.shape[1], dtype=self.diagonal.dtype)  # type: ignore[union-attr]
-        result = self.diagonal[:, :, None] * eye[None, :, :]  # type: ignore[index]
-        if self.root is not None:
-            result = result - self.root[:, :, None] * self.root[:, None, :]
-        return result
 
 
 class Loss(ABC):
@@ -219,13 +150,15 @@ class SoftmaxCrossEntropy(Loss):
     ----------
     label_smoothing : float, default=0.0
         ``s`` in ``y <- (1 - s) y + s / C``.
+    class_weight : tuple of C floats, optional
+        ``w`` in ``y_c <- w_c y_c``, after smoothing; all 1 by default.
 
     Notes
     -----
-    With ``p = softmax(u)`` and ``sum_c y_c = 1``::
+    With ``p = softmax(u)`` and ``t = sum_c y_c``, which is 1 unless classes are weighted::
 
-        d ell / d u_a       = sum_c y_c (p_a - [a = c])     = p_a - y_a
-        d2 ell / d u_a d u_b = d p_a / d u_b                = p_a [a = b] - p_a p_b
+        d ell / d u_a       = sum_c y_c (p_a - [a = c])     = t p_a - y_a
+        d2 ell / d u_a d u_b = t d p_a / d u_b              = t (p_a [a = b] - p_a p_b)
 
     Examples
     --------
@@ -239,6 +172,7 @@ class SoftmaxCrossEntropy(Loss):
     """
 
     label_smoothing: float = 0.0
+    class_weight: tuple[float, ...] | None = None
     name = "softmax cross-entropy"
 
     def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
@@ -267,17 +201,26 @@ class SoftmaxCrossEntropy(Loss):
         rows = one_hot(target, n_classes, u.dtype) if target.ndim == 1 else astype(target, u.dtype)
         if self.label_smoothing:
             rows = rows * (1 - self.label_smoothing) + self.label_smoothing / n_classes
+        if self.class_weight is not None:
+            columns = [rows[:, c] * weight for c, weight in enumerate(self.class_weight)]
+            rows = namespace(u).stack(columns, axis=1)
         return rows
 
     def value(self, u: Array, target: Array) -> Array:
         return -namespace(u).sum(self._rows(u, target) * log_softmax(u), axis=1)
 
     def residual(self, u: Array, target: Array) -> Array:
-        return softmax(u) - self._rows(u, target)
+        rows, p = self._rows(u, target), softmax(u)
+        if self.class_weight is None:
+            return p - rows
+        return namespace(u).sum(rows, axis=1, keepdims=True) * p - rows
 
     def curvature(self, u: Array, target: Array) -> Curvature:
         p = softmax(u)
-        return Curvature(diagonal=p, root=p, rows_sum_to_zero=True)
+        one = Curvature(diagonal=p, root=p, rows_sum_to_zero=True)
+        if self.class_weight is None:
+            return one
+        return one.scaled(namespace(u).sum(self._rows(u, target), axis=1))
 
     def margin(self, u: Array, target: Array) -> Array:
         xp = namespace(u)
@@ -289,7 +232,8 @@ class SoftmaxCrossEntropy(Loss):
         return mine - xp.max(xp.where(given, lowest, u), axis=1)
 
     def fingerprint(self) -> str:
-        return f"{self.name}, label_smoothing={self.label_smoothing:g}"
+        weights = "" if self.class_weight is None else f", class_weight={self.class_weight}"
+        return f"{self.name}, label_smoothing={self.label_smoothing:g}{weights}"
 
 
 @dataclass(frozen=True)
