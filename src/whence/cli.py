@@ -126,7 +126,7 @@ def _print_result(console: Any, result: Any) -> None:
     console.print(
         f"\nTest accuracy {result.n_right / result.n_test:.1%}. The values of all training images add up, "
         f"to within {gaps.largest_sum_gap:.0e}, to what the last layer predicts after one Newton step. "
-        f"That is {gaps.mean_gap:.2f} away from what the model predicts, which is {gaps.mean_prediction:.2f} "
-        f"(averages over {result.n_test} test images, before the softmax)."
+        f"That is {gaps.mean_gap:.2f} away from what the model predicts, which is "
+        f"{gaps.mean_prediction:.2f} (averages over {result.n_test} test images, before the softmax)."
     )
     console.print(Text(f"\nReport, after {result.seconds:.0f} s: {result.path.resolve()}"), soft_wrap=True)

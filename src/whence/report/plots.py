@@ -89,7 +89,7 @@ def _bars(ax: Any, values: np.ndarray, names: list[str], colors: list[str]) -> N
     places = np.arange(len(values))
     ax.barh(places, values, color=colors, height=0.6)
     ax.set_yticks(places, names)
-    ax.invert_yaxis()
+    ax.set_ylim(len(values) - 0.5, -0.5)  # the first at the top
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
 

@@ -1,0 +1,200 @@
+"""Pages: everything asked for is on them, in well-formed HTML that loads nothing and escapes everything."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from whence import Explanation, Suspects, WhenceError, __version__
+from whence.report.html import label_text, prediction_cards, suspects_table
+from whence.report.page import Column, Fact, Page, Section, Table, number
+
+pytest.importorskip("jinja2")
+pytest.importorskip("PIL.Image")
+
+VOID = {"meta", "img", "br"}
+
+
+class Checked(HTMLParser):
+    """Follows the nesting of elements, and keeps what tests ask for."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.images, self.elements, self.texts, self.addresses = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.elements.append((tag, named))
+        self.addresses += [
+            named[key] for key in ("src", "href", "srcset", "action", "data") if key in named
+        ]
+        if tag == "img":
+            self.images.append(named)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture
+def explanation():
+    return Explanation(
+        ids=np.asarray([[4, 0], [1, 2]]),
+        values=np.asarray([[0.5, 0.25], [2.0, 1.0]]),
+        opponent_ids=np.asarray([[3, 1], [0, 4]]),
+        opponent_values=np.asarray([[-1.0, -0.125], [-0.5, 0.75]]),
+        sample_ids=np.asarray([0, 1]),
+        outputs=np.asarray([1, 0]),
+        signs=np.ones(2),
+        predictions=np.asarray([1, 0]),
+        labels=np.asarray([1, 1]),
+        pre_activations=np.asarray([3.0, 4.0]),
+        totals=np.asarray([3.25, 3.5]),
+        training_labels=np.asarray([[1, 1], [0, 0]]),
+        opponent_labels=np.asarray([[0, 0], [1, 1]]),
+        about={"method": "RepresenterPointLJE", "n_samples": 5, "damping": 1e-3},
+    )
+
+
+@pytest.fixture
+def suspects():
+    return Suspects(
+        ids=np.asarray([3, 1, 4]),
+        scores=np.asarray([2.5, 0.5, -1.0]),
+        score="leave_one_out",
+        labels=np.asarray([0, 1, 1]),
+        predictions=np.asarray([1, 0, 1]),
+        about={"n_samples": 5},
+    )
+
+
+def test_explanation_with_images(explanation, tmp_path, rng):
+    file = explanation.save_html(
+        tmp_path / "page.html", samples=rng.random((2, 8, 8)), training_samples=rng.random((5, 8, 8, 1))
+    )
+    assert file == tmp_path / "page.html"
+    text = file.read_text(encoding="utf-8")
+    page = Checked(text)
+    assert len(page.images) == 2 + 8
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.images)
+    alts = [image["alt"] for image in page.images]
+    assert alts[:2] == ["sample 0, predicted 1, labelled 1", "training sample 4, labelled 1"]
+    for expected in ("+0.500", "−1.000", "+0.750", "3.25", "id 4", "0.375 apart on average", "5 training"):
+        assert expected in page.text, expected
+    assert "damping : 0.001" in page.text or "damping 0.001" in page.text
+    assert __version__ in page.text
+
+
+def test_pages_load_nothing(explanation, suspects, tmp_path):
+    for answer in (explanation, suspects):
+        text = answer.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+        page = Checked(text)
+        assert page.addresses == []
+        assert "script" not in {tag for tag, _ in page.elements}
+        assert not re.search(r"https?:|@import|url\(", text)
+        policy = next(e["content"] for tag, e in page.elements if e.get("http-equiv"))
+        assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_theme_and_phone(explanation, tmp_path):
+    text = explanation.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+    assert '<html lang="en">' in text
+
+
+@pytest.mark.parametrize("evil", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b"])
+def test_what_users_write_is_escaped(explanation, suspects, tmp_path, evil):
+    names = [evil, "other"]
+    first = explanation.save_html(
+        tmp_path / "1.html", samples=[evil] * 2, training_samples=[evil] * 5, class_names=names, title=evil
+    )
+    row = {evil: evil}
+    second = suspects.save_html(tmp_path / "2.html", training_samples=[row] * 5, class_names=names)
+    for file in (first, second):
+        page = Checked(file.read_text(encoding="utf-8"))
+        assert {"script", "img"}.isdisjoint({tag for tag, _ in page.elements})
+        assert evil in page.text
+
+
+def test_table_parts_are_escaped():
+    evil = "<b>&</b>"
+    table = Table(evil, [Column(evil)], [[evil]])
+    page = Page(
+        evil, [evil], [Fact(evil, evil, evil)], [Section(evil, [evil], (), [table], [evil])], {evil: evil}
+    )
+    checked = Checked(page.render())
+    assert "b" not in {tag for tag, _ in checked.elements}
+    # Title twice, lead, a fact thrice, section, paragraph, caption, column, cell, note, about twice.
+    assert checked.text.count(evil) == 14
+
+
+def test_tables_have_captions_and_headings(suspects, tmp_path):
+    file = suspects.save_html(tmp_path / "page.html", training_samples=["a", "b", "c", "d", "e"])
+    page = Checked(file.read_text(encoding="utf-8"))
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("caption") == tags.count("table") == 1
+    assert [e["scope"] for tag, e in page.elements if tag == "th"] == ["col"] * 6 + ["row"] * 3
+    assert "The 3 of 5 labels most likely wrong, ranked by leave-one-out score" in page.text
+    assert "−1.00" in page.text
+
+
+def test_notes_mark_samples(explanation, suspects):
+    cards = prediction_cards(explanation, notes={4: "was 9"})
+    assert [c.note for c in cards[0].sides[0].contributions] == ["was 9", ""]
+    table = suspects_table(suspects, notes={4: "was 9"}, k=2)
+    assert [row[-1].text for row in table.cells] == ["–", "–"]
+    table = suspects_table(suspects, notes={4: "was 9"})
+    assert [(row[-1].text, row[-1].mark) for row in table.cells] == [("–", False)] * 2 + [("was 9", True)]
+
+
+def test_a_wrong_prediction_is_marked(explanation):
+    right, wrong = prediction_cards(explanation, class_names=["cat", "dog"])
+    assert (right.title, right.name, right.mark) == ("Predicted dog", "Sample 0, labelled dog", "")
+    assert (wrong.title, wrong.name, wrong.mark) == ("Predicted cat", "Sample 1", "labelled dog")
+
+
+def test_bars_are_relative_to_the_strongest(explanation):
+    supporters, opponents = prediction_cards(explanation)[0].sides
+    assert [c.width for c in supporters.contributions] == [0.5, 0.25]
+    assert [c.width for c in opponents.contributions] == [1.0, 0.125]
+
+
+def test_numbers():
+    assert number(0) == "0.000"
+    assert number(-0.5, sign=True) == "−0.500"
+    assert number(1234.5) == "1,234.500"
+    assert number(-2.34e-11, sign=True) == "−2.3 × 10⁻¹¹"
+    assert number(4e-5, sign=True) == "+4.0 × 10⁻⁵"
+    assert number(float("inf")) == "inf"
+
+
+def test_labels_without_a_name():
+    assert label_text(np.float32(0.5), None) == "0.500"
+    with pytest.raises(WhenceError, match="class_names"):
+        label_text(2, ["cat", "dog"])
+
+
+def test_bad_input(explanation, tmp_path):
+    with pytest.raises(WhenceError, match=r"path: expected a file, got the folder"):
+        explanation.save_html(tmp_path)
+    with pytest.raises(WhenceError, match=r"in a folder that exists"):
+        explanation.save_html(tmp_path / "missing" / "page.html")
+    with pytest.raises(WhenceError, match=r"samples: expected the 2 explained samples"):
+        explanation.save_html(tmp_path / "page.html", samples=["only one"])
+    with pytest.raises(WhenceError, match=r"training_samples: expected a sample of id 4"):
+        explanation.save_html(tmp_path / "page.html", training_samples=["a", "b"])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,93 @@
+"""Samples as pictures: the pixels survive, everything else is refused or shown as what it is."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+
+from whence import WhenceError
+from whence.report.pictures import LARGEST_SIDE, N_CHARACTERS, N_VALUES, Gallery, picture_of, to_pixels
+
+images = pytest.importorskip("PIL.Image")
+
+
+def decoded(picture):
+    head, _, data = picture.source.partition(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(images.open(io.BytesIO(base64.b64decode(data))))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4), (3, 5, 7), (1, 5, 7)])
+def test_bytes_survive(rng, shape):
+    image = rng.integers(0, 256, shape, dtype=np.uint8)
+    plain = np.moveaxis(image, 0, 2) if shape[0] in (1, 3) else image
+    np.testing.assert_array_equal(decoded(picture_of(image, "x")), np.squeeze(plain))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([[0.0, 0.5, 1.0]], [[0, 128, 255]]),
+        ([[0.0, 100.0, 255.0]], [[0, 100, 255]]),
+        ([[-2.0, 0.0, 2.0]], [[0, 128, 255]]),
+        ([[0.0, 500.0, 1000.0]], [[0, 128, 255]]),
+        ([[3.0, 3.0]], [[3, 3]]),
+        ([[-3.0, -3.0]], [[0, 0]]),
+    ],
+)
+def test_ranges_of_numbers(values, expected):
+    np.testing.assert_array_equal(to_pixels(np.asarray(values)), expected)
+
+
+def test_booleans_are_black_and_white():
+    np.testing.assert_array_equal(to_pixels(np.asarray([[True, False]])), [[255, 0]])
+
+
+def test_large_images_are_reduced_and_small_ones_keep_sharp_pixels():
+    large = picture_of(np.zeros((600, 400), dtype=np.uint8), "x")
+    assert decoded(large).shape == (LARGEST_SIDE, LARGEST_SIDE * 2 // 3)
+    assert not large.sharp
+    assert picture_of(np.zeros((8, 8)), "x").sharp
+
+
+def test_texts_are_cut():
+    assert picture_of("short", "x").text == "short"
+    assert picture_of(np.asarray("short"), "x").text == "short"
+    assert picture_of(b"sh\xffrt", "x").text == "sh�rt"
+    assert len(picture_of("a" * 1000, "x").text) == N_CHARACTERS
+
+
+def test_rows_name_their_values():
+    assert picture_of(np.asarray([1, 2]), "x").values == (("0", "1"), ("1", "2"))
+    long = picture_of(np.arange(N_VALUES + 3), "x").values
+    assert long[-1] == ("…", "3 more")
+    assert len(long) == N_VALUES + 1
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 2, 2, 2)), np.zeros((5, 7, 2)), np.zeros((0, 4))])
+def test_shapes_that_are_no_image(bad):
+    with pytest.raises(WhenceError, match=r"training_samples: expected texts, rows, or images"):
+        picture_of(bad, "x", "training_samples")
+
+
+def test_pixels_that_are_not_finite():
+    with pytest.raises(WhenceError, match="finite pixels"):
+        picture_of(np.asarray([[0.0, np.nan]]), "x")
+
+
+def test_gallery_by_position_and_by_id():
+    by_position = Gallery(np.arange(12).reshape(3, 4), "samples")
+    assert by_position.picture(np.int64(2), "x").values[0] == ("0", "8")
+    by_id = Gallery({"a": "first"}, "samples")
+    assert by_id.picture(np.asarray(["a"])[0], "x").text == "first"
+    assert Gallery(None, "samples").picture(0, "x") is None
+    assert Gallery(None, "samples").pixels(0) is None
+    assert Gallery(["text"], "samples").pixels(0) is None
+
+
+@pytest.mark.parametrize("wrong", [3, -1, "a"])
+@pytest.mark.parametrize("samples", [["x", "y", "z"], {0: "x"}, np.zeros((3, 2))])
+def test_gallery_without_that_sample(samples, wrong):
+    with pytest.raises(WhenceError, match=r"samples: expected a sample of id"):
+        Gallery(samples, "samples").picture(wrong, "x")
