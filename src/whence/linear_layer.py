@@ -24,7 +24,7 @@ and ``H = (1/N) sum_i sum_l K_il (x) phi_il phi_il^T``. ``N`` stays the number o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from whence._arrays import (
