@@ -84,6 +84,29 @@ class Block(NamedTuple):
             values = xp.take(xp.concat([values, zeros], axis=0), place, axis=0)
         return xp.reshape(values, (n, n_positions, *rest))
 
+    def mean_over_positions(self, values: Array) -> Array:
+        """Return the weighted mean over positions of values of :meth:`rows`: ``(m,)`` to ``(n,)``.
+
+        Weights are divided by their sum; 0 for a sample whose weights are all zero. A block without
+        positions returns the values themselves.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> block = Block(np.ones((1, 3, 1)), np.asarray([[0, 1, 1]]), np.asarray([[3.0, 0.0, 1.0]]))
+        >>> block.mean_over_positions(np.asarray([4.0, 8.0]))
+        array([5.])
+        """
+        if self.phi.ndim == 2:
+            return values
+        xp = namespace(values)
+        weight = self.rows().weight
+        if weight is None:
+            return xp.mean(self.from_rows(values), axis=1)
+        sums = xp.sum(self.from_rows(values * astype(weight, values.dtype)), axis=1)
+        totals = xp.sum(astype(self.weight, values.dtype), axis=1)
+        return sums / xp.where(totals > 0, totals, xp.ones_like(totals))
+
 
 class Blocks(Protocol):
     """The training set in blocks of any size, iterated as often as needed, always in the same order."""

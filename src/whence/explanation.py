@@ -22,6 +22,10 @@ class Explanation:
     values speak for the class in question, negative against it; summed over the whole training set they
     give ``totals``.
 
+    Where the layer is applied along a sequence and the mean over positions is explained, a sample has an
+    output, a sign, a prediction and a label for each of ``L`` positions: these arrays get another axis,
+    ``(T, L)`` or ``(T, k, L)``, with -1 (NaN among real values) where a position does not count.
+
     Attributes
     ----------
     ids, values : array of shape (T, k)
@@ -100,16 +104,16 @@ class Explanation:
             k = ids.shape[1]
             columns: dict[str, Any] = {
                 "sample": np.repeat(self.sample_ids, k),
-                "prediction": np.repeat(self.predictions, k),
+                "prediction": _cells(np.repeat(self.predictions, k, axis=0)),
             }
             if self.labels is not None:
-                columns["label"] = np.repeat(self.labels, k)
+                columns["label"] = _cells(np.repeat(self.labels, k, axis=0))
             columns |= {
-                "output": np.repeat(self.outputs, k),
+                "output": _cells(np.repeat(self.outputs, k, axis=0)),
                 "side": side,
                 "rank": np.tile(np.arange(1, k + 1), len(self)),
                 "training_id": ids.ravel(),
-                "training_label": labels.ravel(),
+                "training_label": _cells(labels.reshape(ids.size, *labels.shape[2:])),
                 "value": values.ravel(),
             }
             frames.append(pandas.DataFrame(columns))
@@ -203,8 +207,9 @@ class Suspects:
         How doubtful each label is; larger is more.
     score : str
         What they were ranked by.
-    labels, predictions : array of shape (k,)
-        The given label, and what the model predicts.
+    labels, predictions : array of shape (k,) or (k, L)
+        The given label, and what the model predicts; along a sequence those of each position, with -1
+        (NaN among real values) where a position does not count.
     about : dict
         What was computed and how.
     """
@@ -227,8 +232,8 @@ class Suspects:
             {
                 "id": self.ids,
                 "score": self.scores,
-                "label": self.labels,
-                "prediction": self.predictions,
+                "label": _cells(self.labels),
+                "prediction": _cells(self.predictions),
             }
         )
 
@@ -279,3 +284,8 @@ class Suspects:
         from whence.report.plots import plot_suspects
 
         return plot_suspects(self, k, class_names=class_names, ax=ax)
+
+
+def _cells(values: np.ndarray) -> Any:
+    """Return one cell of a frame for each row: a number, or the list of those of all positions."""
+    return values if values.ndim == 1 else values.tolist()

@@ -9,10 +9,12 @@ import numpy as np
 from whence._arrays import as_numpy
 from whence._errors import WhenceError
 from whence.attribution.base import Scorer, Vectors, at_most, check_k
+from whence.attribution.question import Question, hide, join, positions_of
 from whence.data import Batch, open_dataset
 from whence.explanation import Explanation, Suspects
+from whence.models.base import Observation
 from whence.progress import track
-from whence.search import ORDER, LinearNearestNeighbors, Queries, scores
+from whence.search import ORDER, LinearNearestNeighbors, scores
 
 __all__ = ["Answers"]
 
@@ -31,6 +33,7 @@ class Answers(Scorer):
         k: int = 5,
         *,
         outputs: Any = None,
+        positions: Any = None,
         ids: Any = None,
         progress: bool | None = None,
     ) -> Explanation:
@@ -44,6 +47,11 @@ class Answers(Scorer):
             How many training samples of either sign.
         outputs : int or array of shape (T,), optional
             Which output to decompose. Default: the predicted class (``label="given"``: the given one).
+            Along a sequence also ``(T, L)``, an output for each position.
+        positions : int or array of shape (T,), optional
+            For a layer along a sequence: which position of each sample to explain, from 0; those of
+            an image are numbered row by row. Default: the mean over positions, each with its own
+            output, by what they count in the sample's loss.
         ids : sequence, optional
             Names of the samples; positions by default.
         progress : bool, optional
@@ -63,13 +71,9 @@ class Answers(Scorer):
         show = self.progress if progress is None else progress
         start = 0
         for batch in track(opened, "explaining", opened.n_batches, show):
-            chosen = None
-            if outputs is not None:
-                stop = start + batch.n_samples
-                chosen = _outputs_of(outputs, start, stop, self.layer.n_outputs)
-            parts.append(self._explain_batch(batch, chosen, search))
+            parts.append(self._explain_batch(batch, start, outputs, positions, search))
             start += batch.n_samples
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        joined = {key: join([part[key] for part in parts]) for key in parts[0]}
         n_explained = joined["values"].shape[0]
         names = np.arange(n_explained) if ids is None else np.asarray(ids)
         if names.shape != (n_explained,):
@@ -106,7 +110,8 @@ class Answers(Scorer):
         score : {"leave_one_out", "self_influence", "loss"}, default="leave_one_out"
             ``"leave_one_out"``: minus the margin of the given label in the prediction that the layer
             would make without the sample. ``"self_influence"``: :meth:`compute_influence_values`.
-            ``"loss"``: the model's loss on the sample.
+            ``"loss"``: the model's loss on the sample. Along a sequence a sample is left out with all
+            its positions, and margins and losses are averaged over them by what they count.
         progress : bool, optional
 
         Returns
@@ -122,43 +127,48 @@ class Answers(Scorer):
         every = self._suspicion(score, show)
         order = np.argsort(-every[rows], kind="stable")[:k]
         chosen = rows[order]
-        predictions = self._predictions(self._stored_pre_activations(chosen))
         return Suspects(
             ids=self.index.ids[chosen],
             scores=every[chosen],
             score=score,
             labels=self._stored_labels()[chosen],
-            predictions=predictions,
+            predictions=self._stored_predictions(chosen),
             about=self._about() | {"score": score},
         )
 
     def _explain_batch(
-        self, batch: Batch, outputs: np.ndarray | None, search: LinearNearestNeighbors
+        self, batch: Batch, start: int, outputs: Any, positions: Any, search: LinearNearestNeighbors
     ) -> dict[str, np.ndarray]:
-        phi = self.influence_model.features(batch)
-        u = as_numpy(self.layer.pre_activations(phi))
-        given = None if batch.labels is None else self.influence_model.targets(batch)
-        if outputs is None and given is None and self.label == "given":
+        seen = self._observe(batch)
+        weight = labelled = counted = None
+        if positions is not None:
+            seen = _at_positions(seen, positions, start, batch.where)
+            labelled = as_numpy(seen.weight) > 0
+        elif self._has_positions:
+            weight = self._shares(seen, batch.where)
+            labelled = counted = as_numpy(seen.weight) > 0
+        u = as_numpy(self.layer.pre_activations(seen.phi))
+        if outputs is not None:
+            outputs = _outputs_of(outputs, start, u.shape)
+        elif self.label == "given" and (
+            seen.target is None or (positions is not None and not np.all(labelled))
+        ):
             raise WhenceError(
                 batch.where,
                 "labels, since label='given' explains the output that they name",
                 "none",
                 "Give them, or say which outputs to explain: explain(..., outputs=...).",
             )
-        if outputs is None:
-            outputs = self._own_outputs(u, given)
+        else:
+            outputs = self._own_outputs(u, seen.target)
         one_class_output = self.layer.loss.is_classification and self.layer.n_outputs == 1
-        signs = np.where(one_class_output & (u[:, 0] < 0), -1.0, 1.0)
-        queries = self._queries(phi, outputs)
-        turned = Queries(
-            queries.matrices * signs.reshape(-1, *[1] * (queries.matrices.ndim - 1)),
-            queries.offsets * signs,
-            queries.outputs,
-        )
+        signs = np.where(one_class_output & (u[..., 0] < 0), -1.0, 1.0)
+        question = Question(seen.phi, outputs, signs if weight is None else signs * weight)
+        queries = self._queries(question)
         most, least = [], []
-        for rows in range(0, len(turned), QUERY_ROWS):
+        for rows in range(0, len(queries), QUERY_ROWS):
             both = (ORDER.DESCENDING, ORDER.ASCENDING)
-            best, worst = search.query_orders(turned[rows : rows + QUERY_ROWS], both)
+            best, worst = search.query_orders(queries[rows : rows + QUERY_ROWS], both)
             most.append(best)
             least.append(worst)
         result = {
@@ -166,14 +176,14 @@ class Answers(Scorer):
             "values": np.concatenate([found.values for found in most]),
             "opponent_rows": np.concatenate([found.rows for found in least]),
             "opponent_values": np.concatenate([found.values for found in least]),
-            "outputs": outputs,
-            "signs": signs,
-            "predictions": self._predictions(u),
-            "pre_activations": np.take_along_axis(u, outputs[:, None], axis=1)[:, 0] * signs,
-            "totals": self._totals(phi, outputs) * signs,
+            "outputs": hide(outputs, counted),
+            "signs": hide(signs, counted),
+            "predictions": hide(self._predictions(u), counted),
+            "pre_activations": question.pick(u),
+            "totals": self._totals(question),
         }
-        if given is not None:
-            result["labels"] = self._labels(given)
+        if seen.target is not None:
+            result["labels"] = hide(self._labels(seen.target, seen.phi), labelled)
         return result
 
     def _suspicion(self, score: str, progress: bool | None) -> np.ndarray:
@@ -187,14 +197,20 @@ class Answers(Scorer):
                 parts.append(as_numpy(self.layer.losses(shard.block)))
             else:
                 left_out = self._leave_one_out(shard)
-                parts.append(-as_numpy(self.layer.loss.margin(left_out, shard.target)))
+                rows = shard.block._replace(phi=left_out).rows()
+                margins = self.layer.loss.margin(rows.phi, rows.target)
+                parts.append(-as_numpy(shard.block.mean_over_positions(margins)))
         return np.concatenate(parts)
 
 
-def _outputs_of(outputs: Any, start: int, stop: int, n_outputs: int) -> np.ndarray:
+def _outputs_of(outputs: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the outputs wanted of a batch whose pre-activations have ``shape``, checked."""
+    n_samples, n_outputs = shape[0], shape[-1]
     chosen = np.asarray(outputs)
-    part = np.full(stop - start, chosen) if chosen.ndim == 0 else chosen[start:stop]
-    valid = part.shape == (stop - start,) and part.dtype.kind in "iu"
+    part = np.full(n_samples, chosen) if chosen.ndim == 0 else chosen[start : start + n_samples]
+    if part.shape == (n_samples,):
+        part = np.broadcast_to(part.reshape(-1, *[1] * (len(shape) - 2)), shape[:-1])
+    valid = part.shape == shape[:-1] and part.dtype.kind in "iu"
     if valid and (part >= 0).all() and (part < n_outputs).all():
         return part.astype(np.int64)
     raise WhenceError(
@@ -203,3 +219,21 @@ def _outputs_of(outputs: Any, start: int, stop: int, n_outputs: int) -> np.ndarr
         f"{outputs!r}",
         "Number the outputs of the target layer from 0.",
     )
+
+
+def _at_positions(seen: Observation, positions: Any, start: int, where: str) -> Observation:
+    """Return what the layer sees at one position of each sample, as if it were the whole of it.
+
+    The weight says whether the label there counts.
+    """
+    if seen.visible is None or seen.weight is None:
+        raise WhenceError(
+            "positions",
+            "None for a layer that is applied once a sample",
+            repr(positions),
+            "Leave it out: positions are those of a layer along a sequence.",
+        )
+    rows = np.arange(len(seen.visible))
+    at = rows, positions_of(positions, start, seen.visible, where)
+    target = None if seen.target is None else seen.target[at]
+    return Observation(as_numpy(seen.phi)[at], target, seen.weight[at])

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from whence._arrays import Array, as_numpy, check_number
 from whence._errors import WhenceError
+from whence.attribution.question import Question, hide, join, shares
 from whence.attribution.training_set import TrainingSet
 from whence.data import Batch
 from whence.index import Index, Shard
 from whence.linear_layer import Block, LinearLayer
-from whence.models.base import InfluenceModel
+from whence.models.base import InfluenceModel, Observation
 from whence.progress import track
 from whence.search import Queries, Vector
 
@@ -66,23 +67,23 @@ class Scorer(ABC):
 
     @abstractmethod
     def _coefficients(self, block: Block) -> Array:
-        """Return what each sample's features are weighed with, shape ``(n, C)``."""
+        """Return what each sample's features are weighed with, shape ``(n, C)`` or ``(n, L, C)``."""
 
     @abstractmethod
-    def _queries(self, phi: Array, outputs: np.ndarray) -> Queries:
-        """Return what samples with features ``phi (T, d)`` ask about one output each."""
+    def _queries(self, question: Question) -> Queries:
+        """Return what a question asks of the training samples."""
 
     @abstractmethod
-    def _self_influence(self, shard: Shard, outputs: np.ndarray) -> Array:
-        """Return the self-influence of stored samples, shape ``(n,)``."""
+    def _self_influence(self, shard: Shard, question: Question) -> Array:
+        """Return the self-influence of stored samples on what is asked about them, shape ``(n,)``."""
 
     @abstractmethod
     def _leave_one_out(self, shard: Shard) -> Array:
-        """Return the pre-activations of stored samples without themselves, shape ``(n, C)``."""
+        """Return the pre-activations of stored samples without themselves, ``(n, C)`` or ``(n, L, C)``."""
 
     @abstractmethod
-    def _totals(self, phi: Array, outputs: np.ndarray) -> np.ndarray:
-        """Return the sum over the training set of what the queries' scores are, shape ``(T,)``."""
+    def _totals(self, question: Question) -> np.ndarray:
+        """Return the sum over the training set of the scores for a question, shape ``(T,)``."""
 
     def _about(self) -> dict[str, Any]:
         """Return what was computed and how, for results and manifests."""
@@ -102,34 +103,75 @@ class Scorer(ABC):
 
     # ------------------------------------------------------------------------------ pieces
 
-    def _queries_of(self, batch: Batch) -> tuple[Queries, np.ndarray]:
-        phi = self.influence_model.features(batch)
-        u = as_numpy(self.layer.pre_activations(phi))
-        given = self.influence_model.targets(batch) if self.label == "given" else None
-        outputs = self._own_outputs(u, given)
-        return self._queries(phi, outputs), outputs
+    @property
+    def _has_positions(self) -> bool:
+        """Whether the layer is applied along a sequence."""
+        return self.index.shards[0].phi.ndim == 3
+
+    def _queries_of(self, batch: Batch) -> Queries:
+        """Return what a batch asks about each sample's own output, or the mean over its positions."""
+        if self.label == "predicted" and not self._has_positions:
+            batch = batch._replace(labels=None)
+        seen = self._observe(batch)
+        u = as_numpy(self.layer.pre_activations(seen.phi))
+        outputs = self._own_outputs(u, seen.target)
+        return self._queries(Question(seen.phi, outputs, self._shares(seen, batch.where)))
+
+    def _observe(self, batch: Batch) -> Observation:
+        """Return what the layer sees of samples to explain: how much they count plays no part.
+
+        How much each position counts does.
+        """
+        weight = batch.weight
+        if weight is not None and (not self._has_positions or np.prod(weight.shape[1:]) == 1):
+            batch = batch._replace(weight=None)
+        return self.influence_model.observe(batch)
+
+    def _shares(self, seen: Observation, where: str) -> np.ndarray | None:
+        """Return each position's share in the mean over a sample, or None without positions."""
+        weight = shares(seen.weight)
+        if weight is None or seen.phi.ndim == 2:
+            return None
+        nothing = np.flatnonzero(~weight.any(axis=1))
+        if nothing.size:
+            raise WhenceError(
+                f"samples in {where}",
+                "at least one position of each that counts, by its label and weight",
+                f"{nothing.size} samples without one, first sample {nothing[0]} of the batch",
+                "Leave them out, or explain one position of each: explain(..., positions=...).",
+            )
+        return weight
 
     def _own_outputs(self, u: np.ndarray, target: np.ndarray | None) -> np.ndarray:
-        """Return the output that counts as each sample's own."""
+        """Return the output that counts as each sample's own, or each position's."""
         if self.layer.n_outputs == 1:
-            return np.zeros(u.shape[0], dtype=np.int64)
+            return np.zeros(u.shape[:-1], dtype=np.int64)
         if self.label == "given" and target is not None:
-            return as_numpy(self.layer.loss.given_output(target)).astype(np.int64)
-        return np.argmax(u, axis=1)
+            return _by_rows(self.layer.loss.given_output, target, u.ndim - 1).astype(np.int64)
+        return np.argmax(u, axis=-1)
 
     def _predictions(self, u: np.ndarray) -> np.ndarray:
         """Return the predicted class, or the predicted value of a regression."""
-        return as_numpy(self.layer.loss.predictions(u))
+        return _by_rows(self.layer.loss.predictions, u, u.ndim - 1)
 
-    def _labels(self, target: np.ndarray) -> np.ndarray:
-        """Return targets as one label a sample: a class, or a value."""
-        return as_numpy(self.layer.loss.labels(target))
+    def _labels(self, target: np.ndarray, like: Array) -> np.ndarray:
+        """Return targets as one label a sample (or position): a class, or a value."""
+        return _by_rows(self.layer.loss.labels, target, like.ndim - 1)
 
     def _stored_labels(self) -> np.ndarray:
-        return np.concatenate([self._labels(shard.target) for shard in self.index.shards])
+        """Return the label of every stored sample, shape ``(N,)`` or ``(N, L)``."""
+        return join(
+            [
+                hide(self._labels(shard.target, shard.phi), _counted(shard.phi, shard.weight))
+                for shard in self.index.shards
+            ]
+        )
 
-    def _stored_pre_activations(self, rows: np.ndarray) -> np.ndarray:
-        return as_numpy(self.layer.pre_activations(self.index.take(rows).phi))
+    def _stored_predictions(self, rows: np.ndarray) -> np.ndarray:
+        """Return the predictions of some stored samples, shape ``(n,)`` or ``(n, L)``."""
+        shard = self.index.take(rows)
+        u = as_numpy(self.layer.pre_activations(shard.phi))
+        return hide(self._predictions(u), _counted(shard.phi, shard.weight))
 
     def _self_influences(self) -> np.ndarray:
         """Return the self-influence of every stored sample, computed on the first call."""
@@ -141,7 +183,9 @@ class Scorer(ABC):
             for shard in steps:
                 u = as_numpy(self.layer.pre_activations(shard.phi))
                 outputs = self._own_outputs(u, as_numpy(shard.target))
-                parts.append(as_numpy(self._self_influence(shard, outputs)))
+                weight = shares(as_numpy(shard.weight)) if shard.phi.ndim == 3 else None
+                question = Question(shard.phi, outputs, weight)
+                parts.append(as_numpy(self._self_influence(shard, question)))
             values = np.concatenate(parts)
             self._self_influence_values = values.astype(as_numpy(self.index.shards[0].phi).dtype)
         return self._self_influence_values
@@ -161,6 +205,19 @@ def at_most(k: int, n_samples: int) -> int:
             stacklevel=3,  # the line that called the method
         )
     return min(k, n_samples)
+
+
+def _by_rows(function: Callable[[Array], Array], array: np.ndarray, n_axes: int) -> np.ndarray:
+    """Apply a function of rows to an array whose ``n_axes`` first axes are samples, and positions."""
+    if n_axes == 1:
+        return as_numpy(function(array))
+    rows = array.reshape(-1, *array.shape[n_axes:])
+    return as_numpy(function(rows)).reshape(array.shape[:n_axes])
+
+
+def _counted(phi: Array, weight: Array | None) -> np.ndarray | None:
+    """Return which positions count, shape ``(n, L)``; None without positions."""
+    return None if phi.ndim == 2 or weight is None else as_numpy(weight) > 0
 
 
 class Vectors:

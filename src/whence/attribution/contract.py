@@ -91,7 +91,7 @@ class Attribution(Answers):
         -------
         dataset
             ``(batch of training samples, (phi (b, d), coefficients (b, C)))``, of the same kind as
-            ``train_set``.
+            ``train_set``. Along a sequence ``(b, L, d)`` and ``(b, L, C)``.
         """
         with self.influence_model.on_device(device):
             opened = open_dataset(train_set, "train_set")
@@ -155,7 +155,7 @@ class Attribution(Answers):
             elements, queries = [], []
             for element, batch in _with_elements(evaluated):
                 elements.append(element)
-                queries.append(self._queries_of(batch)[0])
+                queries.append(self._queries_of(batch))
             if save_influence_value_path is not None:
                 self._save_values(save_influence_value_path, queries, index)
 
@@ -230,7 +230,7 @@ class Attribution(Answers):
             elements, values, places = [], [], []
             started = False
             for element, batch in _with_elements(evaluated):
-                queries, _ = self._queries_of(batch)
+                queries = self._queries_of(batch)
                 if not started:
                     nearest_neighbors.build(source, scores, k, len(queries), d_type, order)
                     started = True
@@ -258,10 +258,8 @@ class Attribution(Answers):
 
     def _fresh_vector(self, batch: Batch) -> Vector:
         """Compute the influence vectors of a batch anew."""
-        phi = self.influence_model.features(batch)
-        weight = self.influence_model.sample_weights(batch, phi.dtype)
-        block = Block(phi, self.influence_model.targets(batch), weight)
-        return Vector(phi, self._coefficients(block))
+        seen = self.influence_model.observe(batch)
+        return Vector(seen.phi, self._coefficients(Block(seen.phi, seen.target, seen.weight)))
 
     # ------------------------------------------------------------------------------ storing
 

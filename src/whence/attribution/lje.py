@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_number, namespace
+from whence._arrays import Array, as_numpy, astype, check_number
 from whence._errors import WhenceError, described
 from whence.attribution.contract import Attribution
+from whence.attribution.question import Question
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.index import Shard, shuffle_buffer_sample
 from whence.linear_layer import Block, Blocks, LinearLayer
@@ -124,6 +125,13 @@ class RepresenterPointLJE(Attribution):
                 "Pass an object with a build method, e.g. ExactIHVPFactory().",
             )
         super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
+        if decomposition == "elementwise" and self._has_positions:
+            raise WhenceError(
+                "decomposition",
+                "'exact' for a layer that is applied along a sequence",
+                "'elementwise', which divides by the one row of features that a sample has",
+                "Leave it out.",
+            )
         self.epsilon = epsilon
         self.step_size = step_size
         self.decomposition = decomposition
@@ -168,26 +176,23 @@ class RepresenterPointLJE(Attribution):
             return self._alpha(block)
         return self.expanded_layer.residuals(block)
 
-    def _queries(self, phi: Array, outputs: np.ndarray) -> Queries:
+    def _queries(self, question: Question) -> Queries:
         if self.decomposition == "elementwise":
-            return Queries(phi, namespace(phi).zeros_like(phi[:, 0]), outputs)
-        # v_j(i, t) = (theta'^T phi_t)_j / N - (1/N) <g_i, S_t>,  S_t = H^{-1} (phi_t (x) e_j)
+            phi = as_numpy(question.phi)
+            weighted = phi if question.weight is None else phi * question.weight[:, None]
+            return Queries(weighted, np.zeros(len(phi)), question.outputs)
+        # v(i, t) = <theta', Q_t> / N - (1/N) <g_i, S_t>,  S_t = H^{-1} Q_t,  Q_t = phi_t (x) e_j
         n_samples = self.index.n_samples
-        unit = np.eye(self.layer.n_outputs)[outputs]
-        wide = np.asarray(as_numpy(phi), dtype=np.float64)
-        solved = self.ihvp.solve(wide[:, :, None] * unit[:, None, :]).value
-        own = np.sum(wide * self.expanded_layer.theta[:, outputs].T, axis=1)
-        return Queries(-solved / n_samples, own / n_samples)
+        solved = self.ihvp.solve(question.directions(self.layer.n_outputs)).value
+        return Queries(-solved / n_samples, question.under(self.expanded_layer.theta) / n_samples)
 
-    def _self_influence(self, shard: Shard, outputs: np.ndarray) -> Array:
+    def _self_influence(self, shard: Shard, question: Question) -> Array:
         if self.decomposition == "elementwise":
-            alpha = as_numpy(shard.coefficients)
-            return np.abs(np.take_along_axis(alpha, outputs[:, None], axis=1)[:, 0])
+            return np.abs(question.pick(as_numpy(shard.coefficients)))
         r = self.expanded_layer.residuals(shard.block)
-        wide = np.asarray(as_numpy(shard.phi), dtype=np.float64)
-        own = np.sum(wide * self.expanded_layer.theta[:, outputs].T, axis=1)
-        moved = as_numpy(self.ihvp.self_products(shard.phi, r, outputs))
-        return np.abs(own - moved) / self.index.n_samples
+        moved = as_numpy(self.ihvp.self_products(shard.phi, r, question.outputs))
+        own = question.under(self.expanded_layer.theta)
+        return np.abs(own - question.gather(moved)) / self.index.n_samples
 
     def _leave_one_out(self, shard: Shard) -> Array:
         # u_i without i, to first order: u_i + (1/N) (H^{-1} g_i)^T phi_i
@@ -196,15 +201,14 @@ class RepresenterPointLJE(Attribution):
         moved = self.ihvp.self_products(shard.phi, r)
         return astype(u, moved.dtype) + moved / self.index.n_samples
 
-    def _totals(self, phi: Array, outputs: np.ndarray) -> np.ndarray:
-        wide = np.asarray(as_numpy(phi), dtype=np.float64)
+    def _totals(self, question: Question) -> np.ndarray:
         if self.decomposition == "elementwise":
             kernel = sum(
                 as_numpy(shard.phi).T.astype(np.float64) @ as_numpy(shard.coefficients)
                 for shard in self.index.shards
             )
-            return np.sum(wide * kernel[:, outputs].T, axis=1)
-        return np.sum(wide * self.theta_dagger[:, outputs].T, axis=1)
+            return question.under(kernel)
+        return question.under(self.theta_dagger)
 
     def _prepare_elementwise(self) -> None:
         """Solve for ``S_j = H^{-1} (1 (x) e_j)``: summing ``H^{-1} M`` over features is ``<S_j, M>``."""
