@@ -137,6 +137,18 @@ class Loss(ABC):
             return astype(column, xp.int64) if whole else column
         return xp.argmax(target, axis=1) if self.is_classification else target[:, 0]
 
+    def following(self, u: Array) -> tuple[Loss, Array]:
+        """Return a loss and targets for which pre-activations ``u`` are the best: residuals are zero.
+
+        Raises if nothing is known about the targets of the loss, as without a closed form.
+        """
+        raise WhenceError(
+            f"loss {self.name!r}",
+            "softmax or binary cross-entropy, or squared error, to take predictions for labels",
+            "a loss without a closed form",
+            "Use the given labels: fit_to='labels'.",
+        )
+
     def fingerprint(self) -> str:
         """Return a text that two losses share only if they are the same function."""
         return self.name
@@ -231,6 +243,9 @@ class SoftmaxCrossEntropy(Loss):
             return mine
         return mine - xp.max(xp.where(given, lowest, u), axis=1)
 
+    def following(self, u: Array) -> tuple[Loss, Array]:
+        return SoftmaxCrossEntropy(), softmax(u)
+
     def fingerprint(self) -> str:
         weights = "" if self.class_weight is None else f", class_weight={self.class_weight}"
         return f"{self.name}, label_smoothing={self.label_smoothing:g}{weights}"
@@ -299,6 +314,9 @@ class BinaryCrossEntropy(Loss):
         xp = namespace(u)
         return xp.min((2 * astype(target, u.dtype) - 1) * u, axis=1)
 
+    def following(self, u: Array) -> tuple[Loss, Array]:
+        return BinaryCrossEntropy(), sigmoid(u)
+
     def fingerprint(self) -> str:
         return f"{self.name}, label_smoothing={self.label_smoothing:g}"
 
@@ -340,6 +358,9 @@ class SquaredError(Loss):
 
     def margin(self, u: Array, target: Array) -> Array:
         return -self.value(u, target)
+
+    def following(self, u: Array) -> tuple[Loss, Array]:
+        return self, u
 
 
 def _as_column(labels: Any, n_outputs: int) -> np.ndarray:
