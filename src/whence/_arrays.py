@@ -33,6 +33,7 @@ __all__ = [
     "one_hot",
     "rank_k_update",
     "row_slices",
+    "rows_at_once",
 ]
 
 Array = Any
@@ -152,6 +153,28 @@ def check_number(
     noun = "an integer" if integer else "a number"
     sign = ">" if strictly else ">="
     raise WhenceError(argument, f"{noun} {sign} {minimum:g}", repr(value), "Pass a value in that range.")
+
+
+#: Bytes that a temporary of blockwise work may take.
+WORKSPACE_BYTES = 16 * 2**20
+
+#: Bytes that stay in a processor's cache, so that a temporary costs no traffic with memory.
+CACHE_BYTES = 2 * 2**20
+
+#: Rows from which on a matrix product is as fast as with any more.
+ENOUGH_ROWS = 512
+
+
+def rows_at_once(row_bytes: int) -> int:
+    """Return how many rows of a temporary to make at once: fast for BLAS, bounded in memory.
+
+    Examples
+    --------
+    >>> rows_at_once(64), rows_at_once(10_000), rows_at_once(1_000_000)
+    (32768, 512, 16)
+    """
+    wanted = max(ENOUGH_ROWS, CACHE_BYTES // row_bytes)
+    return max(16, min(wanted, WORKSPACE_BYTES // row_bytes))
 
 
 def row_slices(n_rows: int, block_rows: int) -> Iterator[slice]:

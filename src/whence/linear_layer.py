@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from whence._arrays import (
+    WORKSPACE_BYTES,
     Array,
     assign,
     astype,
@@ -35,14 +36,12 @@ from whence._arrays import (
     namespace,
     rank_k_update,
     row_slices,
+    rows_at_once,
 )
 from whence.blocks import Block, Blocks, by_rows, flat_positions
 from whence.losses import Curvature, Loss
 
 __all__ = ["Block", "Blocks", "Hessian", "LinearLayer", "by_rows", "flatten", "outer_rows", "unflatten"]
-
-#: Bytes that a temporary of the Hessian's assembly may take.
-WORKSPACE_BYTES = 16 * 2**20
 
 #: Rows of a block that a Hessian product takes at once.
 TILE_ROWS = 1024
@@ -302,8 +301,7 @@ class LinearLayer:
             row_bytes = self.n_outputs * self.n_features * itemsize(block.phi)
             if self.curvature_is_dense:
                 row_bytes += self.n_outputs**2 * 4 * itemsize(block.phi)
-            block_rows = max(16, WORKSPACE_BYTES // row_bytes)
-            for rows in row_slices(block.phi.shape[0], block_rows):
+            for rows in row_slices(block.phi.shape[0], rows_at_once(row_bytes)):
                 part = _rows_of(block, rows)
                 curvature = self.curvatures(part)
                 diagonal_follows = curvature.root is not None and curvature.rows_sum_to_zero
@@ -323,7 +321,7 @@ class LinearLayer:
         sums: list[Array | None] = [None] * n_blocks
         for block in by_rows(blocks):
             row_bytes = self.n_features * itemsize(block.phi)
-            for rows in row_slices(block.phi.shape[0], max(16, WORKSPACE_BYTES // row_bytes)):
+            for rows in row_slices(block.phi.shape[0], rows_at_once(row_bytes)):
                 part = _rows_of(block, rows)
                 curvature = self.curvatures(part)
                 diagonal = curvature.diagonal

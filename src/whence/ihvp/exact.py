@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from whence._arrays import (
     itemsize,
     namespace,
     row_slices,
+    rows_at_once,
 )
 from whence._errors import NotPositiveDefiniteError, WhenceError
 from whence.ihvp.base import (
@@ -30,7 +32,6 @@ from whence.ihvp.base import (
     linear_system,
 )
 from whence.linear_layer import (
-    WORKSPACE_BYTES,
     Block,
     Blocks,
     LinearLayer,
@@ -97,6 +98,7 @@ class ExactIHVP(InverseHessianVectorProduct):
         self._matrices, self._is_whole, eps = self._damped_matrices()
         if damping == 0:
             self._factors: list[Any] = [_pseudo_inverse(m, cutoff, eps) for m in self._matrices]
+            self._refuse_if_indefinite()
         else:
             self._factors = [self._factorise(matrix) for matrix in self._matrices]
 
@@ -173,7 +175,7 @@ class ExactIHVP(InverseHessianVectorProduct):
         # The gradients first: then one product with block row ``a`` leaves only d numbers a sample.
         block_row = self._factor(0).inverse()[a * d : (a + 1) * d, :].T
         parts = [xp.zeros((0,), dtype=phi.dtype)]
-        for rows in row_slices(phi.shape[0], max(16, WORKSPACE_BYTES // (8 * block_row.shape[0]))):
+        for rows in row_slices(phi.shape[0], rows_at_once(8 * block_row.shape[0])):
             gradients = outer_rows(r[rows, :], phi[rows, :])
             parts.append(xp.sum((gradients @ block_row) * phi[rows, :], axis=1))
         return xp.concat(parts, axis=0)
@@ -230,12 +232,20 @@ class ExactIHVP(InverseHessianVectorProduct):
             return cholesky(matrix)
         except np.linalg.LinAlgError:
             smallest = min(_smallest_eigenvalue(m) for m in self._damped_matrices()[0])
-            raise NotPositiveDefiniteError(
-                smallest,
-                self.damping,
-                "Raise the damping above its size; a loss that is not convex in the pre-activations "
-                "has an indefinite Hessian.",
-            ) from None
+            raise self._indefinite(smallest) from None
+
+    def _refuse_if_indefinite(self) -> None:
+        """Raise if the pseudo-inverse would invert a negative eigenvalue, one beyond the cutoff."""
+        if any(factor.is_indefinite for factor in self._factors):
+            raise self._indefinite(self.condition.smallest)
+
+    def _indefinite(self, smallest: float) -> NotPositiveDefiniteError:
+        return NotPositiveDefiniteError(
+            smallest,
+            self.damping,
+            "Raise the damping above its size; a loss that is not convex in the pre-activations "
+            "has an indefinite Hessian.",
+        )
 
     def _measure_residual(self, right: Array, value: Array) -> float:
         """Return the relative residual of the first right-hand side, from the training samples.
@@ -243,18 +253,24 @@ class ExactIHVP(InverseHessianVectorProduct):
         Measured once for a factor: it costs a pass over the training set and tells of the factor.
         """
         xp = namespace(right)
-        if self.damping == 0:  # the pseudo-inverse leaves what lies outside the range, rightly
-            return 0.0
-        first = self.layer.hessian_product(_InDouble(self.blocks), value[:1, ...], self.damping)
-        norm = float(xp.linalg.vector_norm(right[:1, ...]))
-        return float(xp.linalg.vector_norm(first - right[:1, ...])) / norm if norm else 0.0
+
+        def product(matrices: Array) -> Array:
+            return self.layer.hessian_product(_InDouble(self.blocks), matrices, self.damping)
+
+        expected, error = right[:1, ...], product(value[:1, ...]) - right[:1, ...]
+        if self.damping == 0:  # the pseudo-inverse leaves what lies outside the range: look inside
+            expected, error = product(expected), product(error)
+        norm = float(xp.linalg.vector_norm(expected))
+        return float(xp.linalg.vector_norm(error)) / norm if norm else 0.0
 
     def _refuse_if_too_large(self) -> None:
         d, n_outputs = self.layer.n_features, self.layer.n_outputs
         size = d if self.layer.outputs_are_independent else d * n_outputs
-        count = n_outputs if self.layer.outputs_are_independent else 1
+        count = 1
+        if self.layer.outputs_are_independent and not self.layer.loss.curvature_is_constant:
+            count = n_outputs
         needed = 24 * size**2 * count
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        available = memory_bytes()
         if needed > 0.8 * available:
             raise WhenceError(
                 "ihvp_calculator_factory",
@@ -318,6 +334,7 @@ class _pseudo_inverse:
         if cutoff is None:
             cutoff = max(matrix.shape[0], 10) * eps
         kept = xp.abs(values) > cutoff * xp.max(xp.abs(values))
+        self.is_indefinite = bool(xp.any(kept & (values < 0)))
         reciprocal = xp.where(kept, 1 / xp.where(kept, values, xp.ones_like(values)), 0 * values)
         self._inverse = (vectors * reciprocal[None, :]) @ vectors.T
         self.eigenvalues = values
@@ -354,6 +371,14 @@ class _OneBlock:
         yield self._block
 
 
+def memory_bytes() -> float:
+    """Return the bytes of memory of this machine; infinity where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
 def _in_double(array: Array) -> Array:
     return astype(array, namespace(array).float64)
 
@@ -375,7 +400,7 @@ def _quadratic_forms(phi: Array, inverse: Array) -> Array:
     n, d = phi.shape
     n_blocks = inverse.shape[1] // d
     parts = []
-    for rows in row_slices(n, max(16, WORKSPACE_BYTES // (inverse.shape[1] * itemsize(phi)))):
+    for rows in row_slices(n, rows_at_once(inverse.shape[1] * itemsize(phi))):
         some = phi[rows, :]
         images = xp.reshape(some @ inverse, (some.shape[0], n_blocks, d))
         parts.append(xp.matmul(images, some[:, :, None])[:, :, 0])
