@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import as_numpy, import_extra
+from whence._arrays import as_numpy
 from whence._errors import WhenceError
 
 __all__ = [
@@ -23,9 +23,11 @@ __all__ = [
     "concatenate",
     "fingerprints",
     "open_dataset",
-    "register_dataset",
     "take_rows",
 ]
+
+#: Where labels are looked for in batches that are dicts.
+LABEL_KEYS = ("labels", "label")
 
 #: Rows of a batch where arrays come in whole and no batch size is given.
 ARRAY_BATCH_ROWS = 256
@@ -90,8 +92,17 @@ def take_rows(tree: Any, rows: Any) -> Any:
 
 
 def concatenate(trees: Sequence[Any]) -> Any:
-    """Join trees of the same form along the leading axis."""
-    return map_leaves(lambda *parts: np.concatenate(parts), *trees)
+    """Join trees of the same form along the leading axis; other axes are padded with zeros."""
+    return map_leaves(lambda *parts: np.concatenate(_padded(parts)), *trees)
+
+
+def _padded(parts: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Pad what differs in length, such as sentences that were padded batch by batch."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return parts
+    longest = np.max([part.shape[1:] for part in parts], axis=0)
+    widths = [[(0, 0), *((0, int(gap)) for gap in longest - part.shape[1:])] for part in parts]
+    return [np.pad(part, width) for part, width in zip(parts, widths, strict=True)]
 
 
 def fingerprints(batch: Batch) -> np.ndarray:
@@ -110,10 +121,28 @@ def fingerprints(batch: Batch) -> np.ndarray:
     >>> a == c, a == b
     (np.True_, np.False_)
     """
-    columns = [_row_bytes(leaf) for leaf in leaves((batch.inputs, batch.labels, batch.weight))]
+    inputs = batch.inputs
+    if isinstance(inputs, Mapping) and "attention_mask" in inputs:
+        inputs = _without_padding(inputs)
+    columns = [_row_bytes(leaf) for leaf in leaves((inputs, batch.labels, batch.weight))]
     rows = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
     digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
     return np.frombuffer(digests, dtype=np.uint64)
+
+
+def _without_padding(inputs: Mapping[str, Any]) -> list[Any]:
+    """Return for each sample what its attention mask shows: padding differs from batch to batch."""
+    mask = as_numpy(inputs["attention_mask"]).astype(bool)
+    rest, shown = [], []
+    for key in sorted(inputs):
+        array = as_numpy(inputs[key])
+        if array.shape == mask.shape:
+            shown.append(array)
+        else:
+            rest.append(array)
+    texts = np.empty(len(mask), dtype=object)
+    texts[:] = [[array[i][row].tolist() for array in shown] for i, row in enumerate(mask)]
+    return [texts, *rest]
 
 
 def _row_bytes(leaf: Any) -> np.ndarray:
@@ -134,6 +163,8 @@ class Dataset(ABC):
     argument: str = "dataset"
     #: Whether a batch without labels is an error.
     labels_are_needed: bool = True
+    #: Where batches are dicts, the key of the labels; ``None`` looks for ``LABEL_KEYS``.
+    label_key: str | None = None
     #: The object that the user passed.
     given: Any = None
 
@@ -196,6 +227,18 @@ class Dataset(ABC):
 
     def split(self, element: Any, where: str) -> tuple[Any, Any, Any]:
         """Return inputs, labels and weights of an element."""
+        if isinstance(element, Mapping):
+            keys = LABEL_KEYS if self.label_key is None else (self.label_key,)
+            found = next((key for key in keys if key in element), None)
+            if found is not None:
+                return {key: element[key] for key in element if key != found}, element[found], None
+            if self.labels_are_needed:
+                raise WhenceError(
+                    where,
+                    f"a dict that holds labels under {' or '.join(map(repr, keys))}",
+                    f"the keys {', '.join(map(str, element))}",
+                    "Name their key: InfluenceModel(..., label_key=...).",
+                )
         if isinstance(element, list | tuple) and len(element) in (2, 3):
             weight = element[2] if len(element) == 3 else None
             return element[0], element[1], weight
@@ -301,96 +344,19 @@ class ArraysDataset(SequenceDataset):
         return map_leaves(lambda leaf: leaf[rows], self._arrays)
 
 
-class TensorFlowDataset(Dataset):
-    """A batched ``tf.data.Dataset``."""
-
-    def __init__(self, dataset: Any, argument: str) -> None:
-        self._dataset = dataset
-        self.argument = argument
-
-    @property
-    def native(self) -> Any:
-        return self._dataset
-
-    def elements(self) -> Iterator[Any]:
-        yield from self._dataset
-
-    @property
-    def n_batches(self) -> int | None:
-        count = int(self._dataset.cardinality())
-        return count if count >= 0 else None
-
-    def pair_with(self, function: Callable[[Batch], Any]) -> Any:
-        return self._map(function, self.probe(function))
-
-    def _map(self, function: Callable[..., Any], example: Any, *leading: Any) -> Any:
-        """Map ``function(*leading, batch)`` over the dataset outside TensorFlow's graph."""
-        tf = import_extra("tensorflow", "tensorflow")
-        several = isinstance(example, tuple)
-        parts = list(example) if several else [example]
-        dtypes = [tf.as_dtype(part.dtype) for part in parts]
-
-        def call(number: Any, *flat: Any) -> Any:
-            extra, rest = flat[: len(leading)], flat[len(leading) :]
-            element = tf.nest.pack_sequence_as(self._dataset.element_spec, list(rest))
-            inputs, labels, weight = self.split(element, self.argument)
-            batch = Batch(inputs, labels, weight, int(number), self.argument)
-            result = function(*[int(e) for e in extra], batch)
-            return [np.asarray(part) for part in (result if several else [result])]
-
-        def mapped(number: Any, element: Any) -> Any:
-            flat = tf.nest.flatten(element)
-            results = tf.numpy_function(call, [number, *leading, *flat], dtypes, stateful=False)
-            length = flat[0].shape[0]
-            for part, like in zip(results, parts, strict=True):
-                part.set_shape([length, *like.shape[1:]] if not leading else [None, length])
-            return element, tuple(results) if several else results[0]
-
-        numbered = self._dataset.enumerate()
-        return numbered.map(tf.autograph.experimental.do_not_convert(mapped))
-
-    def from_elements(self, elements: Sequence[tuple[Any, ...]]) -> Any:
-        tf = import_extra("tensorflow", "tensorflow")
-
-        def spec(leaf: Any) -> Any:
-            array = as_numpy(leaf)
-            dtype = tf.string if array.dtype.hasobject else tf.as_dtype(array.dtype)
-            return tf.TensorSpec((None, *array.shape[1:]), dtype)
-
-        signature = map_leaves(spec, elements[0])
-        plain = [map_leaves(as_numpy, element) for element in elements]
-        dataset = tf.data.Dataset.from_generator(lambda: iter(plain), output_signature=signature)
-        return dataset.apply(tf.data.experimental.assert_cardinality(len(plain)))
-
-    def nested(self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]) -> Any:
-        example = self.probe(lambda batch: function(0, batch))
-        wrapped = self.from_elements([(element,) for element in outer]).enumerate()
-
-        def mapped(i: Any, element: Any) -> Any:
-            return element[0], self._map(function, example, i)
-
-        tf = import_extra("tensorflow", "tensorflow")
-        return wrapped.map(tf.autograph.experimental.do_not_convert(mapped))
-
-
-#: Kinds of datasets of other frameworks: a test on the type's module, and where the class stands.
-_KINDS: list[tuple[Callable[[Any], bool], Callable[[Any, str], Dataset]]] = []
-
-
-def register_dataset(handles: Callable[[Any], bool], make: Callable[[Any, str], Dataset]) -> None:
-    """Register a kind of dataset: ``handles(dataset)`` says whether it is one, ``make`` opens it."""
-    _KINDS.append((handles, make))
-
-
-def open_dataset(dataset: Any, argument: str = "dataset") -> Dataset:
+def open_dataset(dataset: Any, argument: str = "dataset", label_key: str | None = None) -> Dataset:
     """Return ``dataset`` as a :class:`Dataset`.
 
     Parameters
     ----------
-    dataset : tf.data.Dataset, keras.utils.PyDataset, list of batches, or tuple of arrays
-        Batches are ``(x, y)`` or ``(x, y, sample_weight)``.
+    dataset : dataset
+        A ``tf.data.Dataset``, a ``torch.utils.data.DataLoader``, a ``datasets.Dataset``, a
+        ``keras.utils.PyDataset``, a list of batches, or a tuple of arrays. Batches are ``(x, y)`` or
+        ``(x, y, sample_weight)``, or dicts that hold the labels too.
     argument : str
         What messages call it.
+    label_key : str, optional
+        Where batches are dicts, the key of the labels; ``labels`` or ``label`` by default.
 
     Raises
     ------
@@ -399,15 +365,21 @@ def open_dataset(dataset: Any, argument: str = "dataset") -> Dataset:
     """
     opened = _open(dataset, argument)
     opened.given = dataset
+    opened.label_key = label_key
     return opened
 
 
 def _open(dataset: Any, argument: str) -> Dataset:
-    for handles, make in _KINDS:
-        if handles(dataset):
-            return make(dataset, argument)
     module = type(dataset).__module__
+    is_table = module.startswith("datasets.") and hasattr(dataset, "column_names")
+    bases = type(dataset).__mro__
+    if is_table or any(base.__module__.startswith("torch.utils.data.") for base in bases):
+        from whence.data_torch import open_torch  # imports torch, which is optional
+
+        return open_torch(dataset, argument)
     if module.startswith("tensorflow.") and hasattr(dataset, "element_spec"):
+        from whence.data_tensorflow import TensorFlowDataset
+
         return TensorFlowDataset(dataset, argument)
     if isinstance(dataset, tuple) and len(dataset) in (2, 3):
         return ArraysDataset(dataset, argument)
@@ -415,7 +387,8 @@ def _open(dataset: Any, argument: str) -> Dataset:
         return SequenceDataset(dataset, argument)
     raise WhenceError(
         argument,
-        "a batched tf.data.Dataset, a keras.utils.PyDataset, a list of batches, or arrays (x, y)",
+        "a batched tf.data.Dataset, a DataLoader, a keras.utils.PyDataset, a list of batches, or "
+        "arrays (x, y)",
         f"a {type(dataset).__name__}",
         "Wrap arrays as (x, y), or batch them with your framework.",
     )

@@ -10,7 +10,7 @@ from whence._arrays import as_numpy
 from whence._errors import WhenceError
 from whence.attribution.base import Scorer, Vectors, at_most, check_k
 from whence.attribution.question import Question, hide, join, positions_of
-from whence.data import Batch, open_dataset
+from whence.data import Batch
 from whence.explanation import Explanation, Suspects
 from whence.models.base import Observation
 from whence.progress import track
@@ -63,7 +63,7 @@ class Answers(Scorer):
             turned where class 0 is predicted.
         """
         k = at_most(check_k(k), self.index.n_samples)
-        opened = open_dataset(samples, "samples")
+        opened = self.influence_model.open(samples, "samples")
         opened.labels_are_needed = False
         search = LinearNearestNeighbors()
         search.build(Vectors(self.index), scores, k, QUERY_ROWS)
@@ -122,7 +122,7 @@ class Answers(Scorer):
             raise WhenceError("score", f"one of {', '.join(SCORES)}", repr(score), "Choose one.")
         wanted = None if k is None else check_k(k)
         show = self.progress if progress is None else progress
-        rows, _ = self._training_set.match(open_dataset(train_set, "train_set"))
+        rows, _ = self._training_set.match(self.influence_model.open(train_set, "train_set"))
         k = rows.size if wanted is None else at_most(wanted, rows.size)
         every = self._suspicion(score, show)
         order = np.argsort(-every[rows], kind="stable")[:k]
@@ -136,9 +136,49 @@ class Answers(Scorer):
             about=self._about() | {"score": score},
         )
 
-    def _explain_batch(
-        self, batch: Batch, start: int, outputs: Any, positions: Any, search: LinearNearestNeighbors
-    ) -> dict[str, np.ndarray]:
+    def influences(
+        self,
+        samples: Any,
+        *,
+        groups: Any = None,
+        outputs: Any = None,
+        positions: Any = None,
+        progress: bool | None = None,
+    ) -> np.ndarray:
+        """Return the influence of every training sample, or of groups of them, on each prediction.
+
+        Parameters
+        ----------
+        samples : dataset
+        groups : array of shape (N,), integers, optional
+            The group of each training sample, from 0, in the order of the constructor's dataset; -1 for
+            none. The influence of a group is the sum of its samples'.
+        outputs, positions, progress : optional
+            As for :meth:`explain`, and so are the signs.
+
+        Returns
+        -------
+        array of shape (T, N), or (T, G) for groups 0 to G - 1
+        """
+        members = None if groups is None else _members(groups, self.index.n_samples)
+        opened = self.influence_model.open(samples, "samples")
+        opened.labels_are_needed = False
+        parts: list[np.ndarray] = []
+        show = self.progress if progress is None else progress
+        start = 0
+        for batch in track(opened, "influences", opened.n_batches, show):
+            question, _ = self._ask(batch, start, outputs, positions)
+            queries = self._queries(question)
+            blocks = [as_numpy(scores(queries, vector)) for _, vector in Vectors(self.index)]
+            values = np.concatenate(blocks, axis=1)
+            parts.append(values if members is None else values.astype(np.float64) @ members)
+            start += batch.n_samples
+        return np.concatenate(parts)
+
+    def _ask(
+        self, batch: Batch, start: int, outputs: Any, positions: Any
+    ) -> tuple[Question, dict[str, np.ndarray]]:
+        """Return what is asked about a batch, and what an explanation says of it."""
         seen = self._observe(batch)
         weight = labelled = counted = None
         if positions is not None:
@@ -161,9 +201,25 @@ class Answers(Scorer):
             )
         else:
             outputs = self._own_outputs(u, seen.target)
-        one_class_output = self.layer.loss.is_classification and self.layer.n_outputs == 1
-        signs = np.where(one_class_output & (u[..., 0] < 0), -1.0, 1.0)
-        question = Question(seen.phi, outputs, signs if weight is None else signs * weight)
+        is_turned = (
+            self.layer.loss.is_classification and self.layer.n_outputs == 1 and not self.asks_about_loss
+        )
+        signs = np.where(is_turned & (u[..., 0] < 0), -1.0, 1.0)
+        question = self._question(seen, outputs, signs if weight is None else signs * weight)
+        result = {
+            "outputs": hide(outputs, counted),
+            "signs": hide(signs, counted),
+            "predictions": hide(self._predictions(u), counted),
+            "pre_activations": question.pick(u),
+        }
+        if seen.target is not None:
+            result["labels"] = hide(self._labels(seen.target, seen.phi), labelled)
+        return question, result
+
+    def _explain_batch(
+        self, batch: Batch, start: int, outputs: Any, positions: Any, search: LinearNearestNeighbors
+    ) -> dict[str, np.ndarray]:
+        question, result = self._ask(batch, start, outputs, positions)
         queries = self._queries(question)
         most, least = [], []
         for rows in range(0, len(queries), QUERY_ROWS):
@@ -171,20 +227,13 @@ class Answers(Scorer):
             best, worst = search.query_orders(queries[rows : rows + QUERY_ROWS], both)
             most.append(best)
             least.append(worst)
-        result = {
+        return result | {
             "rows": np.concatenate([found.rows for found in most]),
             "values": np.concatenate([found.values for found in most]),
             "opponent_rows": np.concatenate([found.rows for found in least]),
             "opponent_values": np.concatenate([found.values for found in least]),
-            "outputs": hide(outputs, counted),
-            "signs": hide(signs, counted),
-            "predictions": hide(self._predictions(u), counted),
-            "pre_activations": question.pick(u),
             "totals": self._totals(question),
         }
-        if seen.target is not None:
-            result["labels"] = hide(self._labels(seen.target, seen.phi), labelled)
-        return result
 
     def _suspicion(self, score: str, progress: bool | None) -> np.ndarray:
         """Return how doubtful the label of every stored sample is."""
@@ -219,6 +268,19 @@ def _outputs_of(outputs: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
         f"{outputs!r}",
         "Number the outputs of the target layer from 0.",
     )
+
+
+def _members(groups: Any, n_samples: int) -> np.ndarray:
+    """Return the indicators ``(N, G)`` of groups ``0`` to ``G - 1``, checked."""
+    given = np.asarray(groups)
+    if given.shape != (n_samples,) or given.dtype.kind not in "iu" or (given < -1).any():
+        raise WhenceError(
+            "groups",
+            f"{n_samples} integers from 0, or -1 for none: the group of each training sample",
+            f"shape {given.shape}, dtype {given.dtype}",
+            "Give them in the order of the dataset.",
+        )
+    return (given[:, None] == np.arange(int(given.max(initial=-1)) + 1)).astype(np.float64)
 
 
 def _at_positions(seen: Observation, positions: Any, start: int, where: str) -> Observation:

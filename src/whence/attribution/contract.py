@@ -14,7 +14,7 @@ from whence._errors import WhenceError, described
 from whence.attribution.answers import Answers
 from whence.attribution.base import Vectors, at_most, check_k
 from whence.attribution.storing import check_cache, check_values_folder, save_arrays, stored_vectors
-from whence.data import Batch, Dataset, open_dataset, take_rows
+from whence.data import Batch, Dataset, take_rows
 from whence.index import CACHE, Index
 from whence.linear_layer import Block
 from whence.search import (
@@ -68,7 +68,7 @@ class Attribution(Answers):
         """
         values = self._self_influences()
         with self.influence_model.on_device(device):
-            opened = open_dataset(train_set, "train_set")
+            opened = self.influence_model.open(train_set, "train_set")
             return opened.pair_with(lambda batch: values[self._training_set.rows(batch)])
 
     def compute_influence_vector(
@@ -94,7 +94,7 @@ class Attribution(Answers):
             ``train_set``. Along a sequence ``(b, L, d)`` and ``(b, L, C)``.
         """
         with self.influence_model.on_device(device):
-            opened = open_dataset(train_set, "train_set")
+            opened = self.influence_model.open(train_set, "train_set")
             index = self._vectors(CACHE.MEMORY, None, save_influence_vector_ds_path)
             return opened.pair_with(lambda batch: self._vector(batch, index))
 
@@ -111,7 +111,7 @@ class Attribution(Answers):
         """
         k = check_k(k)
         check_order(order)
-        opened = open_dataset(train_set, "train_set")
+        opened = self.influence_model.open(train_set, "train_set")
         rows, batches = self._training_set.match(opened)
         best = TopK(1, at_most(k, rows.size), order)
         best.add(self._self_influences()[rows][None, :], 0)
@@ -148,8 +148,8 @@ class Attribution(Answers):
             ``(samples_to_evaluate, dataset of (training batch, scores (b_evaluate, b_train)))``.
         """
         with self.influence_model.on_device(device):
-            opened = open_dataset(train_set, "train_set")
-            evaluated = open_dataset(dataset_to_evaluate, "dataset_to_evaluate")
+            opened = self.influence_model.open(train_set, "train_set")
+            evaluated = self.influence_model.open(dataset_to_evaluate, "dataset_to_evaluate")
             cache = check_cache(influence_vector_in_cache)
             index = self._vectors(cache, load_influence_vector_path, save_influence_vector_path)
             elements, queries = [], []
@@ -219,8 +219,8 @@ class Attribution(Answers):
         if save_top_k_ds_path is not None:
             check_values_folder(Path(save_top_k_ds_path))
         with self.influence_model.on_device(device):
-            opened = open_dataset(train_set, "train_set")
-            evaluated = open_dataset(dataset_to_evaluate, "dataset_to_evaluate")
+            opened = self.influence_model.open(train_set, "train_set")
+            evaluated = self.influence_model.open(dataset_to_evaluate, "dataset_to_evaluate")
             cache = check_cache(influence_vector_in_cache)
             searched, batches = self._training_set.match(opened)
             k = at_most(k, searched.size)

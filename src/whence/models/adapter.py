@@ -76,6 +76,8 @@ class Adapter(ABC):
 
     #: The target layer's name, as the framework calls it.
     layer_name: str
+    #: Where batches are dicts, the key of the labels; ``None`` looks for the usual ones.
+    label_key: str | None = None
 
     @abstractmethod
     def with_layer(self, layer: int | str) -> Adapter:
@@ -88,6 +90,14 @@ class Adapter(ABC):
     @abstractmethod
     def loss_spec(self) -> LossSpec:
         """Return what is known of the loss, or raise if there is none."""
+
+    def learn_loss(self, inputs: Any, labels: Any) -> None:
+        """Look at the first batch, where :meth:`loss_spec` needs one; ``labels`` may be None."""
+        return None
+
+    def place(self, array: np.ndarray) -> Array:
+        """Return an array of the host where the library is to compute with it."""
+        return array
 
     @abstractmethod
     def features(self, inputs: Any) -> Array:
@@ -142,7 +152,9 @@ class Adapter(ABC):
 
 #: Module prefixes of the types that an adapter serves, and where the adapter stands.
 ADAPTERS: list[tuple[tuple[str, ...], str, str]] = [
+    # Before torch: on that backend Keras models are torch modules too.
     (("keras.", "tf_keras."), "whence.models.keras", "KerasAdapter"),
+    (("torch.",), "whence.models.torch", "TorchAdapter"),
 ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_finite, namespace
 from whence._errors import WhenceError
-from whence.data import Batch, fingerprints, leaves, open_dataset
+from whence.data import Batch, Dataset, fingerprints, leaves, open_dataset
 from whence.index import Index
 from whence.linear_layer import LinearLayer
 from whence.losses import Loss
@@ -56,15 +56,19 @@ class InfluenceModel:
 
     Parameters
     ----------
-    model : keras.Model
+    model : keras.Model or torch.nn.Module
         The trained model; the adapter is picked by its type.
     start_layer : int or str, default=-1
-        The dense layer, by index or by name. An index that points at a layer without weights
-        (Activation, Softmax, Dropout) means the nearest dense layer before it.
+        The dense layer, by index or by name. With Keras, an index that points at a layer without
+        weights (Activation, Softmax, Dropout) means the nearest dense layer before it; with PyTorch,
+        indices count the linear modules in the order of their calls.
     loss_function : loss of the framework, optional
-        ``None`` takes the loss that the model was compiled with. Its reduction does not matter.
+        ``None`` takes the loss that the model was compiled with, or returns itself. Its reduction over
+        the batch does not matter.
     **options
-        Options of the adapter; the Keras adapter has none.
+        Options of the adapter. ``classes`` (both): whether a loss without a closed form is on classes.
+        PyTorch: ``weight_decay`` of the optimiser, ``device`` to compute on, ``label_key`` of batches
+        that are dicts; see :class:`whence.models.torch.TorchAdapter`.
 
     Attributes
     ----------
@@ -133,13 +137,16 @@ class InfluenceModel:
     def layer(self) -> LinearLayer:
         """The target layer with the weights that the model has now, in float64."""
         weights = self._adapter.weights()
-        return LinearLayer(
-            weights.theta(), self.loss, weights.bias is not None, weights.l2, weights.bias_l2
-        )
+        theta = self._adapter.place(weights.theta())
+        return LinearLayer(theta, self.loss, weights.bias is not None, weights.l2, weights.bias_l2)
 
     def on_device(self, device: str | None) -> AbstractContextManager[Any]:
         """Run the model on a device of the framework inside this context; ``None`` leaves it."""
         return self._adapter.on_device(device)
+
+    def open(self, dataset: Any, argument: str = "dataset") -> Dataset:
+        """Return a dataset as batches of what this model takes."""
+        return open_dataset(dataset, argument, self._adapter.label_key)
 
     def features(self, batch: Batch) -> Array:
         """Return ``phi (n, d)``: the target layer's input, with a constant 1 if it has a bias.
@@ -153,13 +160,13 @@ class InfluenceModel:
         """
         return self._read(batch)[0]
 
-    def targets(self, batch: Batch) -> np.ndarray:
+    def targets(self, batch: Batch) -> Array:
         """Return the labels of a batch in the loss's form, checked; one a sample."""
         labels = as_numpy(batch.labels)
         check_finite(labels, "labels", batch.where, "Clean or drop the samples.")
-        return self.loss.encode(labels, self._n_outputs, batch.where)
+        return self._adapter.place(self.loss.encode(labels, self._n_outputs, batch.where))
 
-    def sample_weights(self, batch: Batch, dtype: Any) -> np.ndarray | None:
+    def sample_weights(self, batch: Batch, dtype: Any) -> Array | None:
         """Return the sample weights of a batch, checked, or None; one a sample."""
         weight = self._weights_given(batch)
         if weight is None:
@@ -173,7 +180,7 @@ class InfluenceModel:
                 f"shape {weight.shape}",
                 "Give weights of shape (batch,).",
             )
-        return weight.astype(dtype)
+        return astype(self._adapter.place(weight), dtype)
 
     def observe(self, batch: Batch) -> Observation:
         """Return features, targets and weights of a batch, per sample or per position.
@@ -197,8 +204,10 @@ class InfluenceModel:
             counted = self._without_ignored(labels, counted)
             target = position_targets(self.loss, labels, positions, counted, self._n_outputs, batch.where)
         given = self._weights_given(batch)
-        weight = position_weights(counted, given, positions, phi.dtype, batch.where)
-        return Observation(phi, target, weight, visible)
+        weight = position_weights(counted, given, positions, np.float64, batch.where)
+        place = self._adapter.place
+        target = None if target is None else place(target)
+        return Observation(phi, target, astype(place(weight), phi.dtype), visible)
 
     def index(
         self,
@@ -209,7 +218,7 @@ class InfluenceModel:
         argument: str = "dataset",
     ) -> Index:
         """Pass over a training set once and store what the layer sees of it."""
-        opened = open_dataset(dataset, argument)
+        opened = self.open(dataset, argument)
         index = Index()
         steps = track(opened, "features of the training set", opened.n_batches, progress)
         for batch in steps:
@@ -227,7 +236,7 @@ class InfluenceModel:
     def fingerprint(self) -> str:
         """Return a text that changes with the layer's weights, its name and the loss."""
         layer = self.layer
-        digest = hashlib.blake2b(np.ascontiguousarray(layer.theta).tobytes(), digest_size=16)
+        digest = hashlib.blake2b(np.ascontiguousarray(as_numpy(layer.theta)).tobytes(), digest_size=16)
         digest.update(f"{self.layer_name} {self.loss.fingerprint()} {layer.l2} {layer.bias_l2}".encode())
         return digest.hexdigest()
 
@@ -260,9 +269,11 @@ class InfluenceModel:
                 "Choose a dense layer whose input keeps samples on its first axis.",
             )
         if weights.bias is not None:
-            ones = xp.ones((*phi.shape[:-1], 1), dtype=phi.dtype)
+            ones = xp.ones_like(phi[..., :1])
             phi = xp.concat([phi, ones], axis=-1)
         if self._loss is None:
+            self._adapter.learn_loss(batch.inputs, batch.labels)
+            self._spec = self._adapter.loss_spec()
             self._loss = decide_loss(self._adapter, batch.inputs, phi, self._loss_was_assumed)
         positions = tuple(int(size) for size in phi.shape[1:-1])
         if positions:
@@ -320,7 +331,7 @@ class InfluenceModel:
             counts = np.flatnonzero(seen.weight)
             phi, target = flat_positions(phi[None], 2)[0], flat_positions(target[None], 2)[0]
             phi, target = phi[counts], target[counts]
-        u = phi @ namespace(phi).asarray(self._adapter.weights().theta(), dtype=phi.dtype)
+        u = phi @ astype(self._adapter.place(self._adapter.weights().theta()), phi.dtype)
         try:
             if not self._loss_was_tried and isinstance(self.loss, DifferentiatedLoss):
                 self.loss.check(u, target, where)

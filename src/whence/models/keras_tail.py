@@ -119,8 +119,10 @@ class Template:
             return rows
         size, n_rows = math.prod(self.positions), ops.shape(rows)[0]
         n_samples = (n_rows + size - 1) // size
-        places = ops.minimum(ops.arange(n_samples * size), n_rows - 1)
-        return ops.reshape(ops.take(rows, places, axis=0), (-1, *self.positions, *rows.shape[1:]))
+        missing = n_samples * size - n_rows
+        last = ops.broadcast_to(rows[-1:], (missing, *rows.shape[1:]))
+        whole = ops.concatenate([rows, last], axis=0)
+        return ops.reshape(whole, (-1, *self.positions, *rows.shape[1:]))
 
     def rows(self, ops: Any, whole: Any, like: Any) -> Any:
         """Undo :meth:`whole` for as many rows as ``like`` has."""

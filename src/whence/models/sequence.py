@@ -62,6 +62,13 @@ def position_targets(
         )
     rows = flat_positions(labels, n_axes).reshape(counted.size, *labels.shape[1 + n_axes :])
     kept = counted.ravel()
+    if not kept.any():
+        raise WhenceError(
+            f"labels in {where}",
+            "at least one label that the loss does not ignore",
+            "none",
+            "Drop samples without labels.",
+        )
     if not kept.all():
         # Padding is often labelled -1 or -100: any valid label does, since its weight is zero.
         rows = np.where(kept.reshape(-1, *[1] * (rows.ndim - 1)), rows, rows[np.argmax(kept)])

@@ -10,7 +10,7 @@ import numpy as np
 from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
 from whence.data import map_leaves, take_rows
-from whence.losses import Loss, sigmoid, softmax
+from whence.losses import Loss, log_softmax, sigmoid, softmax
 
 if TYPE_CHECKING:
     from whence.models.base import Adapter
@@ -21,6 +21,7 @@ __all__ = ["TAILS", "decide_loss"]
 TAILS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda u: u,
     "softmax": softmax,
+    "log_softmax": log_softmax,
     "sigmoid": sigmoid,
 }
 
@@ -57,6 +58,8 @@ def decide_loss(adapter: Adapter, inputs: Any, phi: Array, closed_form_was_used:
     probe = np.random.default_rng(0).normal(scale=3, size=pre_activations.shape)
     probe = probe.astype(np.float32)
     output = adapter.tail(inputs, probe)
+    if probe.shape[-1] == 1 and output.shape == probe.shape[:-1]:
+        output = output[..., None]  # a single output, squeezed
     found = [
         name
         for name, tail in TAILS.items()
