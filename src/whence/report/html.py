@@ -185,9 +185,10 @@ def explanation_page(
     among = f" among {n_samples:,} training samples" if n_samples else ""
     gap = np.abs(explanation.totals - explanation.pre_activations)
     completeness = (
-        "The values sum to the prediction of the layer after one Newton step, which is not the model's "
-        f"own. On these {len(explanation)} the two are {number(gap.mean())} apart on average, "
-        f"{number(gap.max())} at most: the closer, the more the values say about the model as it is."
+        "The sum of all values is not the model's own prediction: for local Jacobian expansion, it is what "
+        "the layer predicts after one Newton step. For the predictions shown the two are "
+        f"{number(gap.mean())} apart on average, {number(gap.max())} at most. The closer they are, the more "
+        "the values say about the model as it is."
     )
     lead = f"The strongest supporters and opponents of {len(explanation):,} predictions{among}."
     predictions = Section("Predictions", [HOW_TO_READ], cards, notes=[completeness])
