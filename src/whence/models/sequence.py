@@ -58,7 +58,8 @@ def position_targets(
             f"labels in {where}",
             f"one for each position: shape {(n, *positions)}, or with more axes after these",
             f"shape {tuple(labels.shape)}",
-            "Give labels as the model was trained with, padded like its inputs.",
+            "Give labels padded like the inputs; if the model brings positions together behind the "
+            "layer, choose one behind that place.",
         )
     rows = flat_positions(labels, n_axes).reshape(counted.size, *labels.shape[1 + n_axes :])
     kept = counted.ravel()
