@@ -33,6 +33,8 @@ class Scorer(ABC):
 
     #: How the method is called in results.
     method: str
+    #: Whether questions are about the loss of samples, so that positive speaks for their labels.
+    asks_about_loss: bool = False
 
     def __init__(
         self,
@@ -115,7 +117,11 @@ class Scorer(ABC):
         seen = self._observe(batch)
         u = as_numpy(self.layer.pre_activations(seen.phi))
         outputs = self._own_outputs(u, seen.target)
-        return self._queries(Question(seen.phi, outputs, self._shares(seen, batch.where)))
+        return self._queries(self._question(seen, outputs, self._shares(seen, batch.where)))
+
+    def _question(self, seen: Observation, outputs: np.ndarray, weight: np.ndarray | None) -> Question:
+        """Return what is asked about samples: the outputs in question, times the weights."""
+        return Question(seen.phi, outputs, weight)
 
     def _observe(self, batch: Batch) -> Observation:
         """Return what the layer sees of samples to explain: how much they count plays no part.
