@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import DIFFERENCES, FLOAT64, assert_close
 
-from whence import linear_layer
+from whence import _arrays, linear_layer
 from whence._arrays import as_numpy
 from whence.linear_layer import Block, LinearLayer, flatten, outer_rows, unflatten
 from whence.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
@@ -88,7 +88,10 @@ def test_blocks_of_any_size_give_the_same(problem, monkeypatch):
         assert_close(layer.hessian_product(cut, vectors), expected[2], FLOAT64)
     # The pieces that a block is cut into where memory is short: rows and right-hand sides.
     monkeypatch.setattr(linear_layer, "TILE_ROWS", 7)
+    for name in ("ENOUGH_ROWS", "CACHE_BYTES"):
+        monkeypatch.setattr(_arrays, name, 1)
     for workspace in (1, 700, 4000):
+        monkeypatch.setattr(_arrays, "WORKSPACE_BYTES", workspace)
         monkeypatch.setattr(linear_layer, "WORKSPACE_BYTES", workspace)
         assert_close(layer.hessian(one).matrix(), expected[1], FLOAT64)
         assert_close(layer.hessian_product(one, vectors), expected[2], FLOAT64)
