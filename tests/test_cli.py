@@ -7,6 +7,7 @@ import pytest
 import whence
 import whence.cli
 import whence.demo
+import whence.demo_report
 from whence.cli import main
 
 pytest.importorskip("typer")
@@ -20,7 +21,7 @@ def _keep_hook(monkeypatch):
 
 @pytest.fixture
 def result(tmp_path):
-    return whence.demo.DemoResult(
+    return whence.demo_report.DemoResult(
         path=tmp_path / "page.html",
         n_training=1000,
         n_wrong=100,
@@ -29,7 +30,7 @@ def result(tmp_path):
         n_memorised=3,
         n_checked=(50, 100, 150),
         found={"leave_one_out": (48, 91, 97), "self_influence": (30, 60, 80), "loss": (47, 92, 98)},
-        completeness=whence.demo.Completeness(1e-7, 2e-6, 0.25, 0.75, 3.5, 0.9),
+        completeness=whence.demo_report.Completeness(1e-7, 2e-6, 0.25, 0.75, 3.5, 0.9),
         seconds=12.3,
     )
 

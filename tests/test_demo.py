@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from whence import WhenceError
-from whence.demo import CHECKED, load_digits, run
+from whence.demo import load_digits, run
+from whence.demo_report import CHECKED
 
 pytest.importorskip("keras")
 pytest.importorskip("tensorflow")

@@ -109,7 +109,7 @@ def _print_result(console: Any, result: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from whence.demo import CHECKED, DEMO_SCORES
+    from whence.demo_report import CHECKED, DEMO_SCORES
 
     table = Table(
         title=f"Wrong labels found, of {result.n_wrong} among {result.n_training:,} training images",

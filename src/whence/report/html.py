@@ -187,8 +187,8 @@ def explanation_page(
     completeness = (
         "The sum of all values is not the model's own prediction: for local Jacobian expansion, it is what "
         "the layer predicts after one Newton step. For the predictions shown the two are "
-        f"{number(gap.mean())} apart on average, {number(gap.max())} at most. The closer they are, the more "
-        "the values say about the model as it is."
+        f"{number(gap.mean())} apart on average, {number(gap.max())} at most. The closer they are, the "
+        "more the values say about the model as it is."
     )
     lead = f"The strongest supporters and opponents of {len(explanation):,} predictions{among}."
     predictions = Section("Predictions", [HOW_TO_READ], cards, notes=[completeness])
