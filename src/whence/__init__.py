@@ -6,12 +6,24 @@ from whence._errors import (
     NotPositiveDefiniteError,
     WhenceError,
 )
-from whence.attribution import Attribution, RepresenterPointLJE
+from whence.attribution import (
+    Attribution,
+    FeatureSimilarity,
+    GradientCosine,
+    GradientDotProduct,
+    InfluenceFunctions,
+    RepresenterPointL2,
+    RepresenterPointLJE,
+    TrainingLoss,
+)
 from whence.explanation import Explanation, Suspects
 from whence.ihvp import (
+    CGDIHVPFactory,
     ExactIHVPFactory,
     InverseHessianVectorProduct,
     InverseHessianVectorProductFactory,
+    KroneckerIHVPFactory,
+    LissaIHVPFactory,
     Solution,
 )
 from whence.index import CACHE, Index
@@ -26,19 +38,28 @@ __all__ = [
     "ORDER",
     "Attribution",
     "BaseNearestNeighbors",
+    "CGDIHVPFactory",
     "ExactIHVPFactory",
     "Explanation",
+    "FeatureSimilarity",
+    "GradientCosine",
+    "GradientDotProduct",
     "Index",
+    "InfluenceFunctions",
     "InfluenceModel",
     "InverseHessianVectorProduct",
     "InverseHessianVectorProductFactory",
+    "KroneckerIHVPFactory",
     "LinearLayer",
     "LinearNearestNeighbors",
+    "LissaIHVPFactory",
     "MissingExtraError",
     "NotConvergedError",
     "NotPositiveDefiniteError",
+    "RepresenterPointL2",
     "RepresenterPointLJE",
     "Solution",
     "Suspects",
+    "TrainingLoss",
     "WhenceError",
 ]

@@ -206,6 +206,11 @@ class Dataset(ABC):
         ``function`` returns an array whose leading axis is the batch's, or a tuple of such.
         """
 
+    def results(self, function: Callable[[Batch], Any]) -> Any:
+        """Return a dataset of the user's kind: ``function(batch)``, computed as it is iterated."""
+        paired = self.pair_with(function)
+        return BatchList(len(paired), lambda number: paired[number][1])
+
     @abstractmethod
     def from_elements(self, elements: Sequence[tuple[Any, ...]]) -> Any:
         """Return a dataset of the user's kind that yields ``elements``, tuples of trees of arrays."""
@@ -257,6 +262,20 @@ class Dataset(ABC):
         parts = leaves((batch.inputs, batch.labels, batch.weight))
         shapes = [tuple(getattr(leaf, "shape", ())) for leaf in parts]
         lengths = {shape[0] if shape else None for shape in shapes}
+        if isinstance(batch.labels, list | tuple | Mapping):
+            raise WhenceError(
+                f"labels in {batch.where}",
+                "one array",
+                f"a {type(batch.labels).__name__} of {len(leaves(batch.labels))}",
+                "Explain one output of a model at a time. A tuple is taken as whole arrays (x, y): give "
+                "batches as a list.",
+            )
+        if batch.labels is None and self.labels_are_needed:
+            raise WhenceError(batch.where, "labels", "None", "Give the labels with every batch.")
+        if lengths == {0}:
+            raise WhenceError(
+                batch.where, "at least one sample", "an empty batch", "Leave out empty batches."
+            )
         if len(lengths) == 1 and None not in lengths:
             return
         raise WhenceError(

@@ -35,6 +35,9 @@ class TensorFlowDataset(Dataset):
     def pair_with(self, function: Callable[[Batch], Any]) -> Any:
         return self._map(function, self.probe(function))
 
+    def results(self, function: Callable[[Batch], Any]) -> Any:
+        return self.pair_with(function).map(lambda element, result: result)
+
     def _map(self, function: Callable[..., Any], example: Any, *leading: Any) -> Any:
         """Map ``function(*leading, batch)`` over the dataset outside TensorFlow's graph."""
         tf = import_extra("tensorflow", "tensorflow")

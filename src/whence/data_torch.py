@@ -74,6 +74,10 @@ class TorchDataset(Dataset):
 
         return _loader_of(generate, self.n_batches)
 
+    def results(self, function: Callable[[Batch], Any]) -> Any:
+        paired = self.pair_with(function)
+        return _loader_of(lambda: (result for _, result in paired), self.n_batches)
+
     def from_elements(self, elements: Sequence[tuple[Any, ...]]) -> Any:
         made = [_tensors(element) for element in elements]
         return _loader_of(lambda: iter(made), len(made))

@@ -154,6 +154,9 @@ class RepresenterPointLJE(Attribution):
                 f"a {type(self.ihvp).__name__}",
                 "Subclass InverseHessianVectorProduct.",
             )
+        self.ihvp.progress = progress
+        if self.ihvp.influence_model is None:
+            self.ihvp.influence_model = self.influence_model
         gradient = self.expanded_layer.mean_gradient(self.index)
         correction = as_numpy(self.ihvp.solve(gradient[None, :, :]).value)[0]
         self.theta_dagger: np.ndarray = self.expanded_layer.theta - correction
@@ -167,8 +170,7 @@ class RepresenterPointLJE(Attribution):
             "label": self.label,
             "step_size": self.step_size,
             "epsilon": self.epsilon,
-            "solver": type(self.ihvp).__name__,
-            "damping": self.ihvp.damping,
+            **self.ihvp.about(),
         }
 
     def _coefficients(self, block: Block) -> Array:

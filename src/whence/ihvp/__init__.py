@@ -5,13 +5,22 @@ from whence.ihvp.base import (
     InverseHessianVectorProductFactory,
     Solution,
 )
+from whence.ihvp.conjugate_gradient import CGDIHVP, CGDIHVPFactory
 from whence.ihvp.exact import Condition, ExactIHVP, ExactIHVPFactory
+from whence.ihvp.kronecker import KroneckerIHVP, KroneckerIHVPFactory
+from whence.ihvp.lissa import LissaIHVP, LissaIHVPFactory
 
 __all__ = [
+    "CGDIHVP",
+    "CGDIHVPFactory",
     "Condition",
     "ExactIHVP",
     "ExactIHVPFactory",
     "InverseHessianVectorProduct",
     "InverseHessianVectorProductFactory",
+    "KroneckerIHVP",
+    "KroneckerIHVPFactory",
+    "LissaIHVP",
+    "LissaIHVPFactory",
     "Solution",
 ]

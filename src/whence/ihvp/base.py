@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from whence._arrays import Array, astype, itemsize, namespace, row_slices
+from whence._arrays import WORKSPACE_BYTES, Array, astype, check_finite, namespace, row_slices
 from whence._errors import WhenceError
-from whence.linear_layer import WORKSPACE_BYTES, Blocks, LinearLayer
+from whence.linear_layer import Block, Blocks, LinearLayer
+from whence.progress import track
 
 __all__ = [
     "DEFAULT_DAMPING",
     "InverseHessianVectorProduct",
     "InverseHessianVectorProductFactory",
     "Solution",
+    "check_curvature",
     "linear_system",
+    "with_model",
 ]
+
+Solver = TypeVar("Solver", bound="InverseHessianVectorProduct")
 
 #: The damping of every factory unless another is given.
 DEFAULT_DAMPING = 1e-3
@@ -55,12 +61,29 @@ class InverseHessianVectorProduct(ABC):
         The training samples that the Hessian is the mean over.
     damping : float
         Added to the diagonal on every row of ``theta``, next to the layer's own L2.
+    curvature : {"hessian", "gauss_newton"}, default="hessian"
+        ``"gauss_newton"`` takes the Gauss-Newton matrix for ``H``: the negative eigenvalues of every
+        ``K_i`` count as zero, so that ``H`` is positive semi-definite. For a loss that is convex in the
+        pre-activations, such as those in closed form, it is the Hessian itself.
+
+    Attributes
+    ----------
+    influence_model : InfluenceModel or None
+        The wrapped model that samples are read with in :meth:`compute_ihvp`.
+    progress : bool or None
+        Whether long work shows a bar; ``None``: on a terminal.
     """
 
-    def __init__(self, layer: LinearLayer, blocks: Blocks, damping: float) -> None:
-        self.layer = layer
+    influence_model: Any = None
+    progress: bool | None = None
+
+    def __init__(
+        self, layer: LinearLayer, blocks: Blocks, damping: float, curvature: str = "hessian"
+    ) -> None:
+        self.layer = replace(layer, gauss_newton=True) if curvature == "gauss_newton" else layer
         self.blocks = blocks
         self.damping = float(damping)
+        self.curvature = curvature
 
     @abstractmethod
     def solve(self, right: Array) -> Solution:
@@ -76,6 +99,49 @@ class InverseHessianVectorProduct(ABC):
         """Return ``(H + lam) V`` for a stack ``(m, d, C)``, from the training samples."""
         self._check_shape(vectors)
         return self.layer.hessian_product(self.blocks, vectors, self.damping)
+
+    def about(self) -> dict[str, Any]:
+        """Return what results say of the solver: its name, the matrix that it inverts, its settings."""
+        return {"solver": type(self).__name__, "damping": self.damping, "curvature": self.curvature}
+
+    def compute_ihvp(self, group: Any, use_gradient: bool = True) -> Any:
+        """Return ``(H + lam)^{-1} g_i`` of every sample of a dataset, or of every vector of one.
+
+        Parameters
+        ----------
+        group : dataset
+            Batches of samples as the model takes them; with ``use_gradient=False``, batches of vectors
+            ``(b, d, C)``, or one array ``(m, d, C)``. A solver that was built from a bare
+            :class:`~whence.LinearLayer` takes :class:`~whence.linear_layer.Blocks` for samples.
+        use_gradient : bool, default=True
+            Whether the vectors are the gradients of samples, or are given.
+
+        Returns
+        -------
+        dataset
+            Of the user's kind, batch by batch: arrays ``(b, d, C)``. One array for one array.
+        """
+        return self._over(group, lambda vectors: self.solve(vectors).value, use_gradient)
+
+    def compute_hvp(self, group: Any, use_gradient: bool = True) -> Any:
+        """Return ``(H + lam) g_i`` of every sample of a dataset, or of every vector of one.
+
+        Takes and returns what :meth:`compute_ihvp` does.
+        """
+        return self._over(group, self.product, use_gradient)
+
+    def _over(self, group: Any, function: Callable[[Array], Array], use_gradient: bool) -> Any:
+        def of_block(block: Block) -> Array:
+            gradients = self.layer.gradients(block)
+            return function(astype(gradients, namespace(gradients).float64))
+
+        if not use_gradient and getattr(group, "ndim", None) == 3:
+            return function(group)
+        if self.influence_model is not None:
+            if use_gradient:
+                return self.influence_model.map_samples(group, of_block)
+            return self.influence_model.map_arrays(group, function)
+        return [of_block(part) if use_gradient else function(part) for part in group]
 
     def self_products(self, phi: Array, r: Array, outputs: Array | None = None) -> Array:
         """Return ``(H^{-1} g_i)^T phi_i`` with ``g_i = outer(phi_i, r_i)``, for every sample.
@@ -100,9 +166,11 @@ class InverseHessianVectorProduct(ABC):
             one = None if outputs is None else outputs[:, None]
             moved = self.self_products(phi[:, None, :], r[:, None, :], one)
             return moved[:, 0, ...]
-        row_bytes = 8 * self.layer.n_features * self.layer.n_outputs * itemsize(phi)
+        at_once = self._n_at_once()
+        n_batches = -(-phi.shape[0] // at_once)
         parts = []
-        for rows in row_slices(phi.shape[0], max(1, WORKSPACE_BYTES // row_bytes)):
+        show = self.progress if n_batches > 1 else False
+        for rows in track(row_slices(phi.shape[0], at_once), "solves for samples", n_batches, show):
             gradients = xp.matmul(xp.matrix_transpose(phi[rows, ...]), r[rows, ...])
             solved = self.solve(gradients).value
             parts.append(xp.matmul(astype(phi[rows, ...], solved.dtype), solved))
@@ -130,6 +198,10 @@ class InverseHessianVectorProduct(ABC):
         matrix = xp.stack(columns, axis=3)
         return xp.reshape(matrix, (n, n_positions, n_outputs, n_positions, n_outputs))
 
+    def _n_at_once(self) -> int:
+        """Return how many right-hand sides one solve takes where they are made here."""
+        return max(1, WORKSPACE_BYTES // (64 * self.layer.n_features * self.layer.n_outputs))
+
     def _check_shape(self, right: Array) -> None:
         expected = (self.layer.n_features, self.layer.n_outputs)
         if getattr(right, "ndim", None) != 3 or tuple(right.shape[1:]) != expected:
@@ -140,6 +212,7 @@ class InverseHessianVectorProduct(ABC):
                 f"shape {shape}",
                 "Add a leading axis to a single matrix: B[None].",
             )
+        check_finite(right, "right-hand sides", "every entry", "Look at the samples that they come from.")
 
 
 class InverseHessianVectorProductFactory(ABC):
@@ -163,8 +236,21 @@ class InverseHessianVectorProductFactory(ABC):
         """
 
 
+def check_curvature(curvature: Any) -> None:
+    """Raise unless ``curvature`` names one of the matrices that can be inverted."""
+    if curvature not in ("hessian", "gauss_newton"):
+        raise WhenceError("curvature", "'hessian' or 'gauss_newton'", repr(curvature), "Choose one.")
+
+
 def linear_system(model: Any, dataset: Any) -> tuple[LinearLayer, Blocks]:
     """Return layer and blocks, whether ``build`` was given them or a wrapped model and a dataset."""
     if isinstance(model, LinearLayer):
         return model, dataset
     return model.linear_system(dataset)
+
+
+def with_model(ihvp: Solver, model: Any) -> Solver:
+    """Return a solver that reads samples with the model it was built from, if that is a wrapped one."""
+    if not isinstance(model, LinearLayer):
+        ihvp.influence_model = model
+    return ihvp

@@ -29,7 +29,9 @@ from whence.ihvp.base import (
     InverseHessianVectorProduct,
     InverseHessianVectorProductFactory,
     Solution,
+    check_curvature,
     linear_system,
+    with_model,
 )
 from whence.linear_layer import (
     Block,
@@ -71,6 +73,8 @@ class ExactIHVP(InverseHessianVectorProduct):
     ----------
     layer, blocks, damping
         See :class:`~whence.InverseHessianVectorProduct`.
+    curvature : {"hessian", "gauss_newton"}, default="hessian"
+        See :class:`~whence.InverseHessianVectorProduct`.
     cutoff : float or None, default=None
         With ``damping=0``, eigenvalues up to ``cutoff`` times the largest count as zero. ``None`` takes
         ``max(m, 10) * eps``, ``m`` the size of the matrix and ``eps`` that of the assembly's precision.
@@ -90,9 +94,14 @@ class ExactIHVP(InverseHessianVectorProduct):
     """
 
     def __init__(
-        self, layer: LinearLayer, blocks: Blocks, damping: float, cutoff: float | None = None
+        self,
+        layer: LinearLayer,
+        blocks: Blocks,
+        damping: float,
+        curvature: str = "hessian",
+        cutoff: float | None = None,
     ) -> None:
-        super().__init__(layer, blocks, damping)
+        super().__init__(layer, blocks, damping, curvature)
         self._relative_residual: float | None = None
         self._refuse_if_too_large()
         self._matrices, self._is_whole, eps = self._damped_matrices()
@@ -112,9 +121,9 @@ class ExactIHVP(InverseHessianVectorProduct):
             xp = namespace(wide)
             columns = [self._factor(c).solve(wide[:, :, c].T).T for c in range(wide.shape[2])]
             value = xp.stack(columns, axis=2)
-        if self._relative_residual is None:
+        if self._relative_residual is None and right.shape[0] > 0:
             self._relative_residual = self._measure_residual(wide, value)
-        return Solution(value, True, iterations=0, relative_residual=self._relative_residual)
+        return Solution(value, True, iterations=0, relative_residual=self._relative_residual or 0.0)
 
     def self_products(self, phi: Array, r: Array, outputs: Array | None = None) -> Array:
         """Return ``(H^{-1} g_i)^T phi_i`` from block rows of the inverse; see the base class."""
@@ -243,8 +252,8 @@ class ExactIHVP(InverseHessianVectorProduct):
         return NotPositiveDefiniteError(
             smallest,
             self.damping,
-            "Raise the damping above its size; a loss that is not convex in the pre-activations "
-            "has an indefinite Hessian.",
+            "Raise the damping above its size, or take curvature='gauss_newton' in the factory; a loss "
+            "that is not convex in the pre-activations has an indefinite Hessian.",
         )
 
     def _measure_residual(self, right: Array, value: Array) -> float:
@@ -276,7 +285,8 @@ class ExactIHVP(InverseHessianVectorProduct):
                 "ihvp_calculator_factory",
                 f"a Hessian that fits into memory ({available / 2**30:.0f} GiB here)",
                 f"a layer of {d} x {n_outputs} weights, whose factor takes {needed / 2**30:.0f} GiB",
-                "Explain a smaller layer, or use a solver that does not form the matrix.",
+                "Take CGDIHVPFactory(), which gives the same answers to a tolerance without forming the "
+                "matrix, or KroneckerIHVPFactory(), which is approximate and faster.",
             )
 
 
@@ -288,6 +298,8 @@ class ExactIHVPFactory(InverseHessianVectorProductFactory):
     damping : float, default=1e-3
         Added to the Hessian's diagonal, next to the layer's own L2. The Hessian of softmax
         cross-entropy is singular without it. ``0`` takes the pseudo-inverse instead.
+    curvature : {"hessian", "gauss_newton"}, default="hessian"
+        See :class:`~whence.InverseHessianVectorProduct`.
 
     Raises
     ------
@@ -314,14 +326,16 @@ class ExactIHVPFactory(InverseHessianVectorProductFactory):
     10.0
     """
 
-    def __init__(self, damping: float = DEFAULT_DAMPING) -> None:
+    def __init__(self, damping: float = DEFAULT_DAMPING, *, curvature: str = "hessian") -> None:
         check_number(damping, "damping")
+        check_curvature(curvature)
         self.damping = damping
+        self.curvature = curvature
 
     def build(self, model: Any, dataset: Any) -> ExactIHVP:
         """Assemble and factorise; see the base class."""
         layer, blocks = linear_system(model, dataset)
-        return ExactIHVP(layer, blocks, self.damping)
+        return with_model(ExactIHVP(layer, blocks, self.damping, self.curvature), model)
 
 
 class _pseudo_inverse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from whence._arrays import Array, as_numpy, astype, check_finite, namespace
 from whence._errors import WhenceError
 from whence.data import Batch, Dataset, fingerprints, leaves, open_dataset
 from whence.index import Index
-from whence.linear_layer import LinearLayer
+from whence.linear_layer import Block, LinearLayer
 from whence.losses import Loss
 from whence.models.adapter import ADAPTERS, Adapter, LossSpec, Weights, adapter_for
 from whence.models.differentiated import DifferentiatedLoss
@@ -228,6 +229,18 @@ class InfluenceModel:
         index.finish(ids)
         return index
 
+    def map_samples(self, dataset: Any, function: Callable[[Block], Array]) -> Any:
+        """Return a dataset of the user's kind: ``function`` of each batch as the layer sees it."""
+        opened = self.open(dataset, "group")
+        return opened.results(lambda batch: function(Block(*self.observe(batch)[:3])))
+
+    def map_arrays(self, dataset: Any, function: Callable[[Array], Array]) -> Any:
+        """Return a dataset of the user's kind: ``function`` of each batch, which is one array."""
+        opened = self.open(dataset, "group")
+        opened.labels_are_needed = False
+        place = self._adapter.place
+        return opened.results(lambda batch: function(place(as_numpy(batch.inputs))))
+
     def linear_system(self, dataset: Any) -> tuple[LinearLayer, Index]:
         """Return the layer and the stored training set, for a solver that is built by hand."""
         index = self.index(dataset)
@@ -287,7 +300,7 @@ class InfluenceModel:
             raise
         except Exception as error:
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves(batch.inputs))
-            reason = " ".join(str(error).split())[:300]
+            reason = _reason(error)[:300]
             raise WhenceError(
                 f"inputs of {batch.where}",
                 "a batch that the model accepts",
@@ -348,3 +361,10 @@ class InfluenceModel:
             raise WhenceError(
                 f"{error.argument} in {where}", error.expected, error.got, error.fix
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says, on one line, without TensorFlow's list of the places it passed."""
+    skipped = ("Graph execution error", "Detected at node", "  File", "\t [[")
+    lines = [line for line in str(error).splitlines() if not line.startswith(skipped)]
+    return " ".join(" ".join(lines).split())
