@@ -19,11 +19,12 @@ def described(thing: Any) -> str:
     Examples
     --------
     >>> described(3), described(int)
-    ('a int', 'the class int itself, not an object of it')
+    ('an int', 'the class int itself, not an object of it')
     """
     if isinstance(thing, type):
         return f"the class {thing.__name__} itself, not an object of it"
-    return f"a {type(thing).__name__}"
+    name = type(thing).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 class WhenceError(ValueError):

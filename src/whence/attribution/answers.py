@@ -77,7 +77,8 @@ class Answers(Scorer):
         n_explained = joined["values"].shape[0]
         names = np.arange(n_explained) if ids is None else np.asarray(ids)
         if names.shape != (n_explained,):
-            raise WhenceError("ids", f"{n_explained} ids, one a sample", f"shape {names.shape}")
+            fix = "Give them in the order of the samples."
+            raise WhenceError("ids", f"{n_explained} ids, one a sample", f"shape {names.shape}", fix)
         labels = self._stored_labels()
         rows, opponents = joined.pop("rows"), joined.pop("opponent_rows")
         return Explanation(

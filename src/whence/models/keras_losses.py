@@ -105,7 +105,9 @@ def loss_spec(keras: Any, loss: Any) -> tuple[LossSpec, PerSampleLoss]:
         try:
             loss = keras.losses.get(loss)
         except ValueError as error:
-            raise WhenceError("loss_function", "a loss that Keras knows", repr(loss)) from error
+            raise WhenceError(
+                "loss_function", "a loss that Keras knows", repr(loss), "Pass an object of keras.losses."
+            ) from error
     if isinstance(loss, type) or not (callable(loss) or hasattr(loss, "call")):
         raise WhenceError(
             "loss_function",
