@@ -55,6 +55,9 @@ class WhenceError(ValueError):
         message = f"{argument}: expected {expected}, got {got.rstrip('.')}."
         super().__init__(f"{message} {fix}".strip())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, vars(self))
+
 
 class NotPositiveDefiniteError(WhenceError):
     """The damped Hessian has a negative or zero eigenvalue, so ``H^{-1}`` is not what is wanted.
@@ -103,3 +106,13 @@ class MissingExtraError(ImportError):
             f"This needs the package {package!r}, which is not installed. "
             f"Run: pip install 'whence[{extra}]'"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
+    """Rebuild an error that was pickled: by default ``__init__`` would get the message for its arguments."""
+    error = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
