@@ -1,6 +1,19 @@
 """Attribution methods: each scores training samples for a prediction."""
 
+from whence.attribution.baselines import FeatureSimilarity, TrainingLoss
 from whence.attribution.contract import Attribution
+from whence.attribution.gradient import GradientCosine, GradientDotProduct
+from whence.attribution.influence import InfluenceFunctions
+from whence.attribution.l2 import RepresenterPointL2
 from whence.attribution.lje import RepresenterPointLJE
 
-__all__ = ["Attribution", "RepresenterPointLJE"]
+__all__ = [
+    "Attribution",
+    "FeatureSimilarity",
+    "GradientCosine",
+    "GradientDotProduct",
+    "InfluenceFunctions",
+    "RepresenterPointL2",
+    "RepresenterPointLJE",
+    "TrainingLoss",
+]

@@ -18,6 +18,7 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
+from whence.search import Queries
 
 __all__ = ["Question", "hide", "join", "positions_of", "shares"]
 
@@ -60,6 +61,14 @@ class Question:
         if wide.ndim == 2:
             return wide[:, :, None] * units[:, None, :]
         return np.matmul(np.swapaxes(wide, 1, 2), units)
+
+    def inner_products(self, n_outputs: int) -> Queries:
+        """Return the queries that score a sample by ``<outer(phi_i, a_i), Q_t>``."""
+        phi = as_numpy(self.phi)
+        if phi.ndim == 3:
+            return Queries(self.directions(n_outputs), np.zeros(len(phi)))
+        weighted = phi if self.weight is None else phi * self.weight[:, None]
+        return Queries(weighted, np.zeros(len(phi)), self.outputs)
 
     def under(self, theta: np.ndarray) -> np.ndarray:
         """Return what is asked about as weights ``theta (d, C)`` would have it, ``(T,)``, in float64."""

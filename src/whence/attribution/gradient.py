@@ -1,0 +1,295 @@
+"""Gradients of training samples against the gradient of what is asked: dot product and cosine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from whence._arrays import Array, as_numpy, astype, namespace
+from whence._errors import WhenceError
+from whence.attribution.contract import Attribution
+from whence.attribution.question import Question
+from whence.explanation import Explanation
+from whence.index import Shard
+from whence.linear_layer import Block
+from whence.models.base import InfluenceModel, Observation
+from whence.search import Queries
+
+__all__ = ["GradientCosine", "GradientDotProduct", "Gradients", "LossQuestion"]
+
+
+@dataclass(frozen=True)
+class LossQuestion(Question):
+    """Asks how far the loss of samples falls: the inner product with minus their gradients.
+
+    Attributes
+    ----------
+    r : array of shape (T, C) or (T, L, C)
+        Residuals of the samples, the share of each position included.
+    """
+
+    r: np.ndarray | None = None
+
+    def directions(self, n_outputs: int) -> np.ndarray:
+        """Return ``Q = -g_t``, shape ``(T, d, C)``, in float64."""
+        wide = np.asarray(as_numpy(self.phi), dtype=np.float64)
+        r = np.asarray(self.r, dtype=np.float64)
+        if wide.ndim == 2:
+            return -wide[:, :, None] * r[:, None, :]
+        return -np.matmul(np.swapaxes(wide, 1, 2), r)
+
+    def under(self, theta: np.ndarray) -> np.ndarray:
+        """Return ``<theta, -g_t>``, shape ``(T,)``, in float64."""
+        u = np.asarray(as_numpy(self.phi), dtype=np.float64) @ theta
+        return -np.sum(u * np.asarray(self.r), axis=tuple(range(1, u.ndim)))
+
+
+class Gradients(Attribution):
+    """What methods share that score by inner products ``<g_i, M Q_t>`` of gradients.
+
+    ``Q_t`` is the gradient of what is asked: of minus the loss of sample ``t``, or of one of its
+    pre-activations. Training on sample ``i`` moves ``theta`` against ``g_i``, so that ``-<g_i, M Q_t>``
+    is positive where it raises what is asked: where it lowers the loss, or raises the pre-activation.
+    """
+
+    def __init__(
+        self,
+        influence_model: InfluenceModel,
+        dataset: Any,
+        target_layer: int | str = -1,
+        *,
+        effect_on: str = "loss",
+        label: str = "predicted",
+        ids: Any = None,
+        progress: bool | None = None,
+    ) -> None:
+        if effect_on not in ("loss", "pre_activation"):
+            raise WhenceError("effect_on", "'loss' or 'pre_activation'", repr(effect_on), "Choose one.")
+        self.effect_on = effect_on
+        self.asks_about_loss = effect_on == "loss"
+        # The loss of a sample is that of its given label, whatever the model predicts.
+        label = "given" if self.asks_about_loss and label == "predicted" else label
+        super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
+
+    def explain(self, samples: Any, k: int = 5, *, outputs: Any = None, **options: Any) -> Explanation:
+        """Find the training samples that speak most for and most against each prediction.
+
+        Parameters
+        ----------
+        samples, k, outputs, **options
+            See :meth:`whence.Attribution.explain`. With ``effect_on="loss"`` the samples have labels,
+            and ``outputs`` must be left out: the loss is of all of them.
+
+        Returns
+        -------
+        Explanation
+        """
+        self._refuse_outputs(outputs)
+        return super().explain(samples, k, outputs=outputs, **options)
+
+    def influences(self, samples: Any, *, outputs: Any = None, **options: Any) -> np.ndarray:
+        """Return the influence of every training sample on each prediction.
+
+        Parameters
+        ----------
+        samples, outputs, **options
+            See :meth:`whence.Attribution.influences`, and :meth:`explain` on ``outputs``.
+
+        Returns
+        -------
+        array of shape (T, N), or (T, G) for groups
+        """
+        self._refuse_outputs(outputs)
+        return super().influences(samples, outputs=outputs, **options)
+
+    def _refuse_outputs(self, outputs: Any) -> None:
+        if outputs is not None and self.asks_about_loss:
+            raise WhenceError(
+                "outputs",
+                "None, since effect_on='loss' asks about the loss of the given label",
+                repr(outputs),
+                "Leave it out, or ask about one output: effect_on='pre_activation'.",
+            )
+
+    def _about(self) -> dict[str, Any]:
+        return super()._about() | {"effect_on": self.effect_on, "label": self.label}
+
+    def _question(self, seen: Observation, outputs: np.ndarray, weight: np.ndarray | None) -> Question:
+        if not self.asks_about_loss:
+            return super()._question(seen, outputs, weight)
+        if seen.target is None:
+            raise WhenceError(
+                "samples",
+                "labels, since effect_on='loss' explains the loss of the label",
+                "none",
+                "Give them, or ask about a pre-activation: effect_on='pre_activation'.",
+            )
+        r = self._residuals(Block(seen.phi, seen.target, weight))
+        return LossQuestion(seen.phi, outputs, weight, r)
+
+    def _residuals(self, block: Block) -> np.ndarray:
+        """Return the residuals in float64, on the host: small ones are differences of near numbers."""
+        phi = np.asarray(as_numpy(block.phi), dtype=np.float64)
+        weight = None if block.weight is None else np.asarray(as_numpy(block.weight), dtype=np.float64)
+        return as_numpy(self.layer.residuals(Block(phi, as_numpy(block.target), weight)))
+
+    def _solve(self, matrices: np.ndarray) -> np.ndarray:
+        """Return ``M`` applied to matrices ``(m, d, C)``: the identity, unless a method says otherwise."""
+        return matrices
+
+    def _moved(self, block: Block, r: Array) -> Array:
+        """Return ``(M g_i)^T phi_i`` of every sample, in the shape of ``r``."""
+        xp = namespace(block.phi)
+        if block.phi.ndim == 2:
+            return r * xp.sum(block.phi**2, axis=1)[:, None]
+        return xp.matmul(block.phi, xp.matmul(xp.matrix_transpose(block.phi), r))
+
+    def _scale(self, block: Block, r: Array) -> Array | None:
+        """Return what each sample's gradient is divided by, ``(n,)``; None for 1."""
+        return None
+
+    def _coefficients(self, block: Block) -> Array:
+        r = self.layer.residuals(block)
+        scale = self._scale(block, r)
+        return r if scale is None else astype(_divided(r, scale), r.dtype)
+
+    def _queries(self, question: Question) -> Queries:
+        solved = self._solve(question.directions(self.layer.n_outputs))
+        return Queries(-solved / self.index.n_samples, np.zeros(len(solved)))
+
+    def _self_influence(self, shard: Shard, question: Question) -> Array:
+        r = self.layer.residuals(shard.block)
+        moved = self._moved(shard.block, r)
+        if self.asks_about_loss:
+            product = moved * astype(r, moved.dtype)
+            values = as_numpy(product).sum(axis=tuple(range(1, product.ndim)))
+        else:
+            values = np.abs(question.pick(as_numpy(moved))) / self.index.n_samples
+        scale = self._scale(shard.block, r)
+        return values if scale is None else _divided(values, as_numpy(scale))
+
+    def _leave_one_out(self, shard: Shard) -> Array:
+        u = self.layer.pre_activations(shard.phi)
+        moved = self._moved(shard.block, self.layer.residuals(shard.block))
+        return astype(u, moved.dtype) + moved / self.index.n_samples
+
+    def _totals(self, question: Question) -> np.ndarray:
+        return question.under(-self._solve(self._mean[None, :, :])[0])
+
+    @cached_property
+    def _mean(self) -> np.ndarray:
+        """The mean of the stored gradients, divided as they are, shape ``(d, C)``."""
+        total = np.zeros((self.layer.n_features, self.layer.n_outputs))
+        for shard in self.index.shards:
+            phi = np.asarray(as_numpy(shard.phi), dtype=np.float64).reshape(-1, total.shape[0])
+            total += phi.T @ as_numpy(shard.coefficients).reshape(-1, total.shape[1])
+        return total / self.index.n_samples
+
+
+def _divided(values: Array, scale: Array) -> Array:
+    """Return ``values (n, ...)`` divided by ``scale (n,)``; 0 where that is 0."""
+    xp = namespace(scale)
+    reciprocal = xp.where(scale > 0, 1 / xp.where(scale > 0, scale, xp.ones_like(scale)), 0 * scale)
+    return values * xp.reshape(reciprocal, (-1, *[1] * (values.ndim - 1)))
+
+
+class GradientDotProduct(Gradients):
+    """Score training samples by the dot product of gradients: influence functions with ``H = I``.
+
+    With the gradients ``g`` of the layer's loss and ``N`` training samples::
+
+        v(i, t)   =  (1/N) <g_i, g_t>                    effect_on="loss"
+        v_j(i, t) = -(1/N) <g_i, phi_t (x) e_j>          effect_on="pre_activation"
+
+    It is what the share of sample ``i`` in one step of gradient descent of size 1 on the mean loss does,
+    to first order: how far the loss of ``t`` falls, or its pre-activation ``j`` rises. Positive speaks
+    for the label of ``t``, or for output ``j``. Self-influence is ``<g_i, g_i>``, or ``|v_j(i, i)|``;
+    ``suspects`` leaves a sample out of that one step.
+
+    Parameters
+    ----------
+    influence_model : InfluenceModel
+    dataset : dataset
+        The training set, batched.
+    target_layer : int or str, default=-1
+        Which dense layer; ``-1`` follows the model's ``start_layer``.
+    effect_on : {"loss", "pre_activation"}, default="loss"
+        What is asked: the loss of samples, which then need labels, or a pre-activation.
+    label : {"predicted", "given"}, default="predicted"
+        Which output counts as a sample's own, for ``effect_on="pre_activation"``. The loss is always that
+        of the given label.
+    ids : sequence, optional
+        Names of the training samples; positions by default.
+    progress : bool, optional
+    """
+
+    method = "GradientDotProduct"
+
+    def __init__(
+        self,
+        influence_model: InfluenceModel,
+        dataset: Any,
+        target_layer: int | str = -1,
+        *,
+        effect_on: str = "loss",
+        label: str = "predicted",
+        ids: Any = None,
+        progress: bool | None = None,
+    ) -> None:
+        options = {"effect_on": effect_on, "label": label, "ids": ids, "progress": progress}
+        super().__init__(influence_model, dataset, target_layer, **options)
+        self._store_coefficients()
+
+
+class GradientCosine(GradientDotProduct):
+    """Score training samples by the cosine between gradients.
+
+    As :class:`~whence.GradientDotProduct`, with both gradients divided by their norms: from -1 to 1,
+    without a unit. Large losses and long features count no more than others; a sample whose gradient is
+    zero scores 0. For ``effect_on="loss"`` self-influence is 1 by definition and ranks nothing, and there
+    is no step to leave a sample out of: rank doubtful labels by ``score="loss"`` or by another method.
+
+    Parameters
+    ----------
+    influence_model, dataset, target_layer, effect_on, label, ids, progress
+        See :class:`~whence.GradientDotProduct`.
+    """
+
+    method = "GradientCosine"
+
+    def _scale(self, block: Block, r: Array) -> Array:
+        product = self._moved(block, r) * r
+        xp = namespace(product)
+        # Rounding may leave a tiny negative sum over positions.
+        squared = xp.sum(xp.reshape(product, (product.shape[0], -1)), axis=1)
+        return xp.sqrt(xp.where(squared > 0, squared, 0 * squared))
+
+    def _queries(self, question: Question) -> Queries:
+        directions = question.directions(self.layer.n_outputs)
+        unit = _divided(directions, _norms(directions))
+        return Queries(-unit, np.zeros(len(unit)))
+
+    def _self_influence(self, shard: Shard, question: Question) -> Array:
+        own = as_numpy(super()._self_influence(shard, question)) * self.index.n_samples
+        if not self.asks_about_loss:
+            return _divided(own, _norms(question.directions(self.layer.n_outputs)))
+        return as_numpy(self._scale(shard.block, self.layer.residuals(shard.block)) > 0).astype(own.dtype)
+
+    def _leave_one_out(self, shard: Shard) -> Array:
+        raise WhenceError(
+            "score",
+            "'loss' or 'self_influence' for gradient cosines, which have no step to leave a sample out of",
+            "'leave_one_out'",
+            "Pass score='loss', or ask another method.",
+        )
+
+    def _totals(self, question: Question) -> np.ndarray:
+        norms = _norms(question.directions(self.layer.n_outputs))
+        return _divided(question.under(-self._mean) * self.index.n_samples, norms)
+
+
+def _norms(matrices: np.ndarray) -> np.ndarray:
+    return np.sqrt((matrices**2).sum(axis=(1, 2)))
