@@ -43,10 +43,11 @@ def model(units=C, loss="sparse_categorical_crossentropy", activation="softmax")
     return net
 
 
-def expansion(net=None, data=(X, Y), **options):
+def expansion(net=None, data=(X, Y), factory=None, **options):
     wrapped = whence.InfluenceModel(model() if net is None else net)
     options = {"step_size": STEP, "progress": False} | options
-    return whence.RepresenterPointLJE(wrapped, data, whence.ExactIHVPFactory(DAMPING), **options)
+    factory = whence.ExactIHVPFactory(DAMPING) if factory is None else factory
+    return whence.RepresenterPointLJE(wrapped, data, factory, **options)
 
 
 class Expected:
@@ -294,6 +295,35 @@ def test_the_hessian_of_some_samples():
     lje = expansion(n_samples_for_hessian=5)
     found = lje.explain((NEW_X,), k=N)
     assert_close(found.values.sum(axis=1), found.totals, SOLVE)
+
+
+ITERATIVE = {
+    "conjugate gradient": whence.CGDIHVPFactory(damping=DAMPING, tolerance=1e-11),
+    "LiSSA": whence.LissaIHVPFactory(damping=DAMPING, tolerance=1e-11),
+}
+
+
+@pytest.mark.parametrize("solver", ITERATIVE)
+def test_every_solver_sums_over_positions(lje, solver):
+    other = expansion(factory=ITERATIVE[solver])
+    mine, theirs = (which.explain((NEW_X,), k=N) for which in (other, lje))
+    assert_close(by_id(mine), by_id(theirs), SOLVE)
+    for score in ("leave_one_out", "self_influence"):
+        mine, theirs = (w.suspects((X, Y), k=None, score=score) for w in (other, lje))
+        np.testing.assert_array_equal(mine.ids, theirs.ids)
+        assert_close(mine.scores, theirs.scores, SOLVE)
+
+
+def test_the_kronecker_form_is_complete_along_a_sequence():
+    found = expansion(factory=whence.KroneckerIHVPFactory(damping=DAMPING)).explain((NEW_X,), k=N)
+    assert_close(found.values.sum(axis=1), found.totals, SOLVE)
+
+
+def test_the_kronecker_form_is_exact_for_squared_error():
+    net, data = model(C, "mse", "linear"), (X, np.eye(C)[Y])
+    factory = whence.KroneckerIHVPFactory(damping=DAMPING)
+    mine, theirs = (expansion(net, data, solver).explain((NEW_X,), k=N) for solver in (factory, None))
+    assert_close(by_id(mine), by_id(theirs), SOLVE)
 
 
 def test_frames(lje):
