@@ -112,7 +112,7 @@ class MissingExtraError(ImportError):
 
 
 def _restored(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
-    """Rebuild an error that was pickled: by default ``__init__`` would get the message for its arguments."""
+    """Rebuild a pickled error, whose ``__init__`` would otherwise get the message for its arguments."""
     error = kind.__new__(kind, *args)
     vars(error).update(attributes)
     return error
