@@ -12,10 +12,12 @@ stored, and the outer products are summed over positions. A query about one outp
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +36,9 @@ __all__ = [
     "scores",
 ]
 
-#: Bytes that the temporary of one block of scores may take.
-SEARCH_BYTES = 64 * 2**20
+#: Bytes that the temporaries of one block of scores may take: more no longer makes products faster, and
+#: what does not stay in the processor's caches makes everything else slower.
+WORKSPACE_BYTES = 16 * 2**20
 
 
 class ORDER(Enum):
@@ -91,6 +94,31 @@ class Queries:
         outputs = None if self.outputs is None else self.outputs[rows]
         return Queries(self.matrices[rows, ...], self.offsets[rows], outputs)
 
+    def astype(self, dtype: Any) -> Queries:
+        """Return the queries in another precision; the same object each time it is asked for."""
+        if self.matrices.dtype == dtype and self.offsets.dtype == dtype:
+            return self
+        if dtype not in self._casts:
+            cast = Queries(astype(self.matrices, dtype), astype(self.offsets, dtype), self.outputs)
+            self._casts[dtype] = cast
+        return self._casts[dtype]
+
+    @cached_property
+    def _casts(self) -> dict[Any, Queries]:
+        return {}
+
+    @cached_property
+    def side_by_side(self) -> Array:
+        """The matrices beside each other, output by output, shape ``(d, C * T)``."""
+        n_queries, d, n_outputs = self.matrices.shape
+        xp = namespace(self.matrices)
+        return xp.reshape(xp.permute_dims(self.matrices, (1, 2, 0)), (d, n_outputs * n_queries))
+
+    @cached_property
+    def flat(self) -> Array:
+        """The matrices as rows, shape ``(T, C * d)``."""
+        return flatten(self.matrices)
+
 
 def scores(queries: Queries, vector: Vector) -> Array:
     """Return ``v(i, t)``, shape ``(T, n)``, in the precision of the features.
@@ -105,41 +133,41 @@ def scores(queries: Queries, vector: Vector) -> Array:
     """
     phi, coefficients = vector
     xp = namespace(phi)
-    matrices = astype(queries.matrices, phi.dtype)
+    queries = queries.astype(phi.dtype)
     coefficients = astype(coefficients, phi.dtype)
-    n_queries = len(queries)
     if phi.ndim == 3:
-        result = _scores_of_gradients(queries, matrices, xp.matmul(xp.matrix_transpose(phi), coefficients))
+        result = _scores_of_gradients(queries, xp.matmul(xp.matrix_transpose(phi), coefficients))
     elif queries.outputs is not None:
-        similarity = matrices @ phi.T
-        result = similarity * xp.take(coefficients, queries.outputs, axis=1).T
-    elif n_queries <= phi.shape[1]:
-        # (phi @ S_t) first: a temporary of C numbers for each pair.
-        d, n_outputs = matrices.shape[1:]
-        wide = xp.reshape(xp.permute_dims(matrices, (1, 0, 2)), (d, n_queries * n_outputs))
-        images = xp.reshape(phi @ wide, (phi.shape[0], n_queries, n_outputs))
-        result = xp.matmul(images, coefficients[:, :, None])[:, :, 0].T
+        similarity = phi @ queries.matrices.T
+        similarity *= xp.take(coefficients, queries.outputs, axis=1)
+        result = similarity.T
     else:
-        # The gradients first: a temporary of d * C numbers for each training sample.
-        result = _scores_of_gradients(queries, matrices, phi[:, :, None] * coefficients[:, None, :])
-    return result + astype(queries.offsets, phi.dtype)[:, None]
+        # sum_c a_ic (phi_i S_t)_c: one product for all queries and outputs, contracted where it lies.
+        shape = (phi.shape[0], coefficients.shape[1], len(queries))
+        images = xp.reshape(phi @ queries.side_by_side, shape)
+        result = xp.matmul(coefficients[:, None, :], images)[:, 0, :].T
+    result += queries.offsets[:, None]
+    return result
 
 
-def _scores_of_gradients(queries: Queries, matrices: Array, gradients: Array) -> Array:
+def _scores_of_gradients(queries: Queries, gradients: Array) -> Array:
     """Return ``<gradients_i, S_t>``, shape ``(T, n)``, for gradients ``(n, d, C)``."""
     if queries.outputs is None:
-        return flatten(matrices) @ flatten(gradients).T
+        return queries.flat @ flatten(gradients).T
     xp = namespace(gradients)
-    images = xp.matmul(xp.matrix_transpose(gradients), matrices.T)  # (n, C, T)
+    images = xp.matmul(xp.matrix_transpose(gradients), queries.matrices.T)  # (n, C, T)
     outputs = xp.broadcast_to(queries.outputs[None, None, :], (images.shape[0], 1, images.shape[2]))
     return xp.take_along_axis(images, outputs, axis=1)[:, 0, :].T
 
 
-def block_rows(queries: Queries, vector: Vector) -> int:
-    """Return how many training samples a block may have, for its temporary to fit."""
-    d, n_outputs = vector.phi.shape[-1], vector.coefficients.shape[-1]
-    width = n_outputs * (d if vector.phi.ndim == 3 else min(len(queries), d)) + 2 * len(queries)
-    return max(16, SEARCH_BYTES // (width * itemsize(vector.phi)))
+def block_rows(queries: Queries, vector: Vector, workspace_bytes: int = WORKSPACE_BYTES) -> int:
+    """Return how many training samples a block may have, for its temporaries to fit."""
+    phi = vector.phi
+    d, n_outputs = phi.shape[-1], vector.coefficients.shape[-1]
+    positions = math.prod(phi.shape[1:-1])
+    width = n_outputs * (d if phi.ndim == 3 else len(queries)) + 2 * len(queries)
+    width += positions * (d + n_outputs)  # the block itself, where it is widened from half precision
+    return max(1, workspace_bytes // (width * max(4, itemsize(phi))))
 
 
 class TopK:
@@ -165,19 +193,82 @@ class TopK:
     def __init__(self, n_queries: int, k: int, order: ORDER) -> None:
         self.k = k
         self.sign = -1.0 if order is ORDER.DESCENDING else 1.0
-        self._keys = np.empty((n_queries, 0))
+        self._keys = np.empty((n_queries, 0))  # what is kept, negated if the largest are wanted
         self.rows = np.empty((n_queries, 0), dtype=np.int64)
+        self._next_row = 0
 
     def add(self, block_scores: Array, first_row: int) -> None:
-        """Take in the scores ``(T, n)`` of the rows from ``first_row`` on."""
-        keys = as_numpy(block_scores) * self.sign
-        rows = np.broadcast_to(np.arange(first_row, first_row + keys.shape[1]), keys.shape)
-        keys, rows = _smallest(keys, rows, self.k)
-        keys = np.concatenate([self._keys.astype(keys.dtype, copy=False), keys], axis=1)
-        rows = np.concatenate([self.rows, rows], axis=1)
+        """Take in the scores ``(T, n)`` of the rows from ``first_row`` on.
+
+        Raises
+        ------
+        WhenceError
+            If a score is NaN, which has no place in an order.
+        """
+        values = as_numpy(block_scores)
+        if not values.size:
+            return
+        strongest = values.min(axis=1) if self.sign > 0 else values.max(axis=1)
+        if np.isnan(strongest).any():  # minimum and maximum hand on NaN
+            raise WhenceError(
+                "scores",
+                "numbers",
+                f"NaN for query {int(np.flatnonzero(np.isnan(strongest))[0])}, "
+                f"in rows {first_row} to {first_row + values.shape[1] - 1}",
+                "Look at the features and coefficients of these training samples.",
+            )
+        in_order = first_row >= self._next_row
+        self._next_row = max(self._next_row, first_row + values.shape[1])
+        queries = np.arange(len(values))
+        if self._keys.shape[1] < self.k:
+            self._merge_block(queries, values, first_row)
+            return
+        # Most blocks hold little that is better than the last that is kept: look for that first. Among
+        # equals the first row comes first, and later blocks hold later rows, unless a caller goes back.
+        worst = self._keys[:, -1] * self.sign
+        better: Any
+        if self.sign > 0:
+            better = np.less if in_order else np.less_equal
+        else:
+            better = np.greater if in_order else np.greater_equal
+        queries = queries[better(strongest, worst)]
+        if not queries.size:
+            return
+        active = values[queries]
+        owners, columns = np.nonzero(better(active, worst[queries, None]))
+        if columns.size > queries.size * 16 * self.k:
+            self._merge_block(queries, active, first_row)
+        else:
+            self._merge_few(queries, owners, active[owners, columns] * self.sign, columns + first_row)
+
+    def _merge_block(self, queries: np.ndarray, values: np.ndarray, first_row: int) -> None:
+        """Take in all scores of some queries; of all queries while fewer than ``k`` are kept."""
+        rows = np.broadcast_to(np.arange(first_row, first_row + values.shape[1]), values.shape)
+        keys, rows = _smallest(values * self.sign, rows, self.k)
+        keys = np.concatenate([self._keys[queries].astype(keys.dtype, copy=False), keys], axis=1)
+        rows = np.concatenate([self.rows[queries], rows], axis=1)
         order = np.lexsort((rows, keys), axis=1)[:, : self.k]
-        self._keys = np.take_along_axis(keys, order, axis=1)
-        self.rows = np.take_along_axis(rows, order, axis=1)
+        self._keep(
+            queries, np.take_along_axis(keys, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        )
+
+    def _merge_few(
+        self, queries: np.ndarray, owners: np.ndarray, keys: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Take in single scores, ``owners`` the place in ``queries`` of each."""
+        owners = np.concatenate([np.repeat(np.arange(queries.size), self.k), owners])
+        keys = np.concatenate([self._keys[queries].ravel(), keys])
+        rows = np.concatenate([self.rows[queries].ravel(), rows])
+        order = np.lexsort((rows, keys, owners))
+        starts = np.searchsorted(owners[order], np.arange(queries.size))
+        best = order[starts[:, None] + np.arange(self.k)]
+        self._keep(queries, keys[best], rows[best])
+
+    def _keep(self, queries: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> None:
+        if len(queries) == len(self._keys):
+            self._keys, self.rows = keys, rows
+        else:
+            self._keys[queries], self.rows[queries] = keys, rows
 
     @property
     def values(self) -> np.ndarray:
@@ -194,7 +285,7 @@ def _smallest(keys: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, n
     tied = (keys <= cut).sum(axis=1) > k
     for query in np.flatnonzero(tied):  # rare: decide ties at the cut by row
         candidates = np.flatnonzero(keys[query] <= cut[query])
-        best = np.lexsort((candidates, keys[query, candidates]))[:k]
+        best = np.lexsort((rows[query, candidates], keys[query, candidates]))[:k]
         chosen[query] = candidates[best]
     return np.take_along_axis(keys, chosen, axis=1), np.take_along_axis(rows, chosen, axis=1)
 
@@ -238,6 +329,11 @@ class BaseNearestNeighbors(ABC):
 class LinearNearestNeighbors(BaseNearestNeighbors):
     """Exact search: one pass over the training set, in blocks of bounded memory.
 
+    Parameters
+    ----------
+    workspace_bytes : int, default=16 MiB
+        What the temporaries of a block may take, whatever ``N`` is. Results do not depend on it.
+
     Examples
     --------
     >>> search = LinearNearestNeighbors()
@@ -247,6 +343,10 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
     >>> values.tolist(), rows.tolist()
     ([[3.0, 2.0]], [[1, 2]])
     """
+
+    def __init__(self, workspace_bytes: int = WORKSPACE_BYTES) -> None:
+        check_number(workspace_bytes, "workspace_bytes", minimum=1, integer=True)
+        self.workspace_bytes = int(workspace_bytes)
 
     def build(
         self,
@@ -274,7 +374,7 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
         """Find several ends of the scores in one pass."""
         found = tuple(TopK(len(queries), self._k, order) for order in orders)
         for start, vector in self._dataset:
-            for rows in row_slices(vector.phi.shape[0], block_rows(queries, vector)):
+            for rows in row_slices(vector.phi.shape[0], block_rows(queries, vector, self.workspace_bytes)):
                 part = Vector(vector.phi[rows, ...], vector.coefficients[rows, ...])
                 block = self._scores(queries, part)
                 for best in found:
