@@ -1,0 +1,146 @@
+"""Imports run one way, and importing the library brings in no framework."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import whence
+
+ROOT = Path(whence.__file__).parent
+
+#: From the ground up: a module imports from its own unit and from those before it. A new module joins a
+#: unit (``data_torch`` belongs to ``data``, ``models/keras`` to ``models``) or is given a place here.
+ORDER = [
+    "_errors",
+    "progress",
+    "_arrays",
+    "blocks",
+    "curvature",
+    "losses",
+    "linear_layer",
+    "ihvp",
+    "data",
+    "index",
+    "search",
+    "models",
+    "explanation",
+    "attribution",
+    "report",
+    "evaluation",
+    "engine",
+    "demo",
+    "cli",
+    "whence",
+]
+#: What a function may import against that order, when it is called: answers draw themselves, and the
+#: report and the command line say which version they are of.
+UPWARD_WHEN_CALLED = {("explanation", "report"), ("report", "whence"), ("cli", "whence")}
+#: The mathematics is written once, against the array API standard.
+MATHEMATICS = ["_arrays", "blocks", "curvature", "losses", "linear_layer", "ihvp", "search", "attribution"]
+FRAMEWORKS = {"jax", "keras", "lightgbm", "sklearn", "tensorflow", "torch", "xgboost"}
+CORE = {"array_api_compat", "numpy", "scipy"}
+#: Modules that are themselves imported only when called for, and what they may import at once.
+ON_DEMAND = {"whence.cli": {"rich", "typer"}, "whence.data_torch": {"torch"}}
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[:-1] if parts[-1] == "__init__" else parts
+    return ".".join(("whence", *parts))
+
+
+MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def unit_of(module):
+    first = "whence" if module == "whence" else module.split(".")[1]
+    family = first.split("_")[0]
+    return family if family in ORDER and first not in ORDER else first
+
+
+def imports_of(module, path):
+    """Yield ``(imported, deferred)``: whole names, and whether only a call of a function imports them."""
+
+    def walk(node, deferred):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                yield from walk(child, deferred)
+            return
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, deferred) for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports by a relative name"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield (whole if whole in MODULES else node.module), deferred
+        deferred = deferred or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, deferred)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), False)
+
+
+IMPORTS = {module: list(imports_of(module, path)) for module, path in MODULES.items()}
+
+
+def test_the_walk_sees_what_it_should():
+    assert ("whence._arrays", False) in IMPORTS["whence.losses"]
+    assert ("whence.linear_layer", False) in IMPORTS["whence.ihvp.exact"]
+    assert any(deferred for imports in IMPORTS.values() for _, deferred in imports)
+    assert unit_of("whence.data_torch") == "data"
+    assert unit_of("whence.models.keras") == "models"
+    assert unit_of("whence._arrays") == "_arrays"
+    assert unit_of("whence.linear_layer") == "linear_layer"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    mine = unit_of(module)
+    assert mine in ORDER, f"give {module} a place in ORDER"
+    for imported, deferred in IMPORTS[module]:
+        if imported.split(".")[0] != "whence":
+            continue
+        theirs = unit_of(imported)
+        allowed = ORDER.index(theirs) <= ORDER.index(mine)
+        allowed = allowed or (deferred and (mine, theirs) in UPWARD_WHEN_CALLED)
+        assert allowed, f"{module} imports {imported}, which stands above it"
+
+
+def test_there_is_no_cycle():
+    # Of what is imported when a module is: what a function imports is there by the time it is called.
+    graph = {
+        module: {name for name, deferred in imports if name in MODULES and not deferred}
+        for module, imports in IMPORTS.items()
+    }
+    while free := [module for module, needed in graph.items() if not needed]:
+        for module in free:
+            del graph[module]
+        for needed in graph.values():
+            needed.difference_update(free)
+    assert not graph, f"cycle among {sorted(graph)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_beyond_the_core_is_imported_with_a_module(module):
+    allowed = CORE | {"whence"} | set(sys.stdlib_module_names) | ON_DEMAND.get(module, set())
+    at_once = {name.split(".")[0] for name, deferred in IMPORTS[module] if not deferred}
+    assert at_once <= allowed
+    on_demand = [name for name, deferred in IMPORTS[module] if name in ON_DEMAND and not deferred]
+    assert not on_demand
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if unit_of(m) in MATHEMATICS])
+def test_the_mathematics_imports_no_framework_at_all(module):
+    assert not {name.split(".")[0] for name, _ in IMPORTS[module]} & FRAMEWORKS
+
+
+def test_importing_whence_brings_in_no_framework():
+    code = "import sys, whence; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"whence", "numpy", "scipy"} <= loaded
+    optional = {"IPython", "jinja2", "matplotlib", "pandas", "PIL", "rich", "tqdm", "typer"}
+    assert not loaded & (FRAMEWORKS | optional)
