@@ -10,10 +10,10 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy, import_extra
 from whence._errors import WhenceError
-from whence.data import take_rows
-from whence.models._tensorflow import CompiledForward, TensorFlowDerivatives, compiled_output
+from whence.data import map_leaves, take_rows
 from whence.models.base import Adapter, LossSpec, Weights
 from whence.models.differentiated import DifferentiatedLoss, identity_of
+from whence.models.keras_backends import backend_of
 from whence.models.keras_losses import loss_spec
 from whence.models.keras_tail import KerasTail, Template, intercepted
 
@@ -53,7 +53,8 @@ class KerasAdapter(Adapter):
         self._layer, self.layer_name = _find_layer(self._keras, model, start_layer)
         self._applied = _applied_layer(self._keras, model, self._layer)
         self._tail = KerasTail(self._keras, model, self._layer, self._applied)
-        self._compiled_features = _compiled(self._keras.backend.backend(), self._record_features)
+        self._backend = backend_of(self._keras, model)
+        self._compiled_features = self._backend.forward(self._record_features)
 
     def with_layer(self, layer: int | str) -> KerasAdapter:
         """Return an adapter of the same model for another target layer."""
@@ -84,7 +85,7 @@ class KerasAdapter(Adapter):
 
     def output(self, inputs: Any) -> np.ndarray:
         """Return the model's own output."""
-        return self._on_host(self._model(inputs, training=False))
+        return self._on_host(self._model(map_leaves(as_numpy, inputs), training=False))
 
     def tail(self, inputs: Any, pre_activations: np.ndarray) -> np.ndarray:
         """Return the model's output if the target layer gave these pre-activations."""
@@ -97,31 +98,22 @@ class KerasAdapter(Adapter):
         return self._on_host(output)
 
     def differentiated(self, inputs: Any) -> DifferentiatedLoss:
-        """Return the loss and everything after the target layer, differentiated by TensorFlow."""
-        backend = self._keras.backend.backend()
+        """Return the loss and everything after the target layer, differentiated by the backend."""
         spec, loss = loss_spec(self._keras, self._loss())
-        if backend != "tensorflow":
-            raise WhenceError(
-                f"loss {spec.described} at layer {self.layer_name!r}",
-                "a loss and a tail in closed form, or Keras on TensorFlow",
-                f"Keras on {backend}",
-                "Set KERAS_BACKEND=tensorflow, or choose the last layer and cross-entropy or "
-                "squared error.",
-            )
         first = take_rows(inputs, slice(0, 1))
         template = Template(first, tuple(self.features(first).shape[1:-1]))
         n_outputs = int(self._layer.kernel.shape[1])
         weights = [self._on_host(variable) for variable in self._model.variables]
         own = getattr(loss.loss, "fn", type(loss.loss).call)
         config = {key: value for key, value in vars(loss.loss).items() if key != "name"}
-        output = compiled_output(lambda u, dtype: self._tail.at_rows(template, u, dtype), n_outputs)
+        output = self._backend.output(lambda u, dtype: self._tail.at_rows(template, u, dtype), n_outputs)
         boundary = loss.boundary if self._classes is None else None
         if self._classes:  # of probabilities or of logits: what large pre-activations lead to tells
             extremes = output(np.linspace(-30, 30, 8)[:, None] * np.ones(n_outputs))
             boundary = 0.5 if extremes.min() >= 0 and extremes.max() <= 1 else 0.0
         return DifferentiatedLoss(
             spec.described,
-            TensorFlowDerivatives(self._tail.loss_at_rows(loss, template), spec.described),
+            self._backend.derivatives(self._tail.loss_at_rows(loss, template), spec.described),
             output,
             identity_of((own, config), weights),
             boundary,
@@ -194,15 +186,6 @@ class KerasAdapter(Adapter):
             )
 
 
-def _compiled(backend: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return ``function`` compiled by the backend."""
-    if backend == "tensorflow":
-        return CompiledForward(function)
-    if backend == "jax":
-        return import_extra("jax", "jax").jit(function)
-    return import_extra("torch", "torch").no_grad()(function)
-
-
 # ------------------------------------------------------------------------------- finding the layer
 
 
@@ -230,7 +213,7 @@ def _find_layer(keras: Any, model: Any, wanted: int | str) -> tuple[Any, str]:
             raise WhenceError(
                 "target layer",
                 "the name of one layer of the model",
-                f"{wanted!r}, which is the name of {len(found)}",
+                f"{wanted!r}, which is the name of {len(found) or 'none'}",
                 f"The layers are: {listing}.",
             )
         path, layer = found[0]
