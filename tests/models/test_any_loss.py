@@ -100,7 +100,19 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+#: What is tried in every run; the others differ in the loss alone, and each takes seconds to compile.
+ALWAYS = {"huber", "a function", "smoothing behind normalisation", "another dense layer"}
+
+
+def slow(*names):
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*sorted(ALWAYS), *slow(*(name for name in CASES if name not in ALWAYS))],
+    ids=str,
+)
 def case(request):
     loss, y, how = CASES[request.param]
     model = net(*how.get("tail", ()), head=how.get("head", "linear"))
@@ -185,7 +197,7 @@ def test_sample_weights_multiply_the_loss():
     np.testing.assert_allclose(wrapped.layer.hessian(index).matrix(), hessian, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("dtype", ["mixed_float16", *slow("float32", "mixed_bfloat16")])
 def test_layers_of_less_precision_are_differentiated_in_double(dtype):
     model = net(tail_norm, layers.Softmax, dtype=dtype)
     exact = net(tail_norm, layers.Softmax)
@@ -288,6 +300,7 @@ def test_a_piecewise_linear_loss_has_its_damping_as_hessian():
     np.testing.assert_allclose(lje.theta_dagger, lje.layer.theta - gradient / 0.5, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_fingerprint_tells_losses_and_tails_apart():
     def power(exponent):
         return lambda y_true, y_pred: keras.ops.sum((y_true - y_pred) ** exponent, axis=1)
