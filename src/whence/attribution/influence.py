@@ -111,8 +111,8 @@ class InfluenceFunctions(Gradients):
         self.leverage = leverage
         self.ihvp: InverseHessianVectorProduct = build_solver(
             ihvp_calculator_factory,
+            self,
             self.layer,
-            self.index,
             n_samples_for_hessian,
             shuffle_buffer_size,
             seed,
@@ -123,8 +123,7 @@ class InfluenceFunctions(Gradients):
         return super()._about() | {
             "normalisation": self.normalisation,
             "leverage": self.leverage,
-            "solver": type(self.ihvp).__name__,
-            "damping": self.ihvp.damping,
+            **self.ihvp.about(),
         }
 
     def _solve(self, matrices: np.ndarray) -> np.ndarray:

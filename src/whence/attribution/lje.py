@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_number
-from whence._errors import WhenceError, described
+from whence._errors import WhenceError
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
+from whence.attribution.solver import build_solver, check_factory
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
-from whence.index import Shard, shuffle_buffer_sample
-from whence.linear_layer import Block, Blocks, LinearLayer
+from whence.index import Shard
+from whence.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel
 from whence.search import Queries
 
@@ -107,22 +108,12 @@ class RepresenterPointLJE(Attribution):
         seed: int = 0,
         progress: bool | None = None,
     ) -> None:
-        if n_samples_for_hessian is not None:
-            check_number(n_samples_for_hessian, "n_samples_for_hessian", minimum=1, integer=True)
-        check_number(shuffle_buffer_size, "shuffle_buffer_size", minimum=1, integer=True)
+        check_factory(ihvp_calculator_factory, n_samples_for_hessian, shuffle_buffer_size)
         check_number(epsilon, "epsilon")
         check_number(step_size, "step_size")
         if decomposition not in ("exact", "elementwise"):
             raise WhenceError(
                 "decomposition", "'exact' or 'elementwise'", repr(decomposition), "Choose one."
-            )
-        is_class = isinstance(ihvp_calculator_factory, type)
-        if is_class or not hasattr(ihvp_calculator_factory, "build"):
-            raise WhenceError(
-                "ihvp_calculator_factory",
-                "an InverseHessianVectorProductFactory",
-                described(ihvp_calculator_factory),
-                "Pass an object with a build method, e.g. ExactIHVPFactory().",
             )
         super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
         if decomposition == "elementwise" and self._has_positions:
@@ -137,26 +128,14 @@ class RepresenterPointLJE(Attribution):
         self.decomposition = decomposition
         ascent = step_size * self.layer.mean_gradient(self.index)
         self.expanded_layer: LinearLayer = self.layer.at(self.layer.theta + ascent)
-        samples: Blocks = self.index
-        if n_samples_for_hessian is not None and n_samples_for_hessian < self.index.n_samples:
-            rows = shuffle_buffer_sample(
-                self.index.n_samples,
-                n_samples_for_hessian,
-                shuffle_buffer_size,
-                np.random.default_rng(seed),
-            )
-            samples = self.index.subset(rows)
-        self.ihvp: InverseHessianVectorProduct = ihvp_calculator_factory.build(self.expanded_layer, samples)
-        if not isinstance(self.ihvp, InverseHessianVectorProduct):
-            raise WhenceError(
-                "ihvp_calculator_factory.build",
-                "an InverseHessianVectorProduct",
-                f"a {type(self.ihvp).__name__}",
-                "Subclass InverseHessianVectorProduct.",
-            )
-        self.ihvp.progress = progress
-        if self.ihvp.influence_model is None:
-            self.ihvp.influence_model = self.influence_model
+        self.ihvp: InverseHessianVectorProduct = build_solver(
+            ihvp_calculator_factory,
+            self,
+            self.expanded_layer,
+            n_samples_for_hessian,
+            shuffle_buffer_size,
+            seed,
+        )
         gradient = self.expanded_layer.mean_gradient(self.index)
         correction = as_numpy(self.ihvp.solve(gradient[None, :, :]).value)[0]
         self.theta_dagger: np.ndarray = self.expanded_layer.theta - correction

@@ -8,8 +8,9 @@ import numpy as np
 
 from whence._arrays import check_number
 from whence._errors import WhenceError, described
+from whence.attribution.base import Scorer
 from whence.ihvp import InverseHessianVectorProduct
-from whence.index import Index, shuffle_buffer_sample
+from whence.index import shuffle_buffer_sample
 from whence.linear_layer import Blocks, LinearLayer
 
 __all__ = ["build_solver", "check_factory"]
@@ -31,13 +32,14 @@ def check_factory(factory: Any, n_samples_for_hessian: int | None, shuffle_buffe
 
 def build_solver(
     factory: Any,
+    method: Scorer,
     layer: LinearLayer,
-    index: Index,
     n_samples_for_hessian: int | None,
     shuffle_buffer_size: int,
     seed: int,
 ) -> InverseHessianVectorProduct:
-    """Build the solver, on all training samples or on some drawn through a shuffle buffer."""
+    """Build a method's solver, on all training samples or on some drawn through a shuffle buffer."""
+    index = method.index
     samples: Blocks = index
     if n_samples_for_hessian is not None and n_samples_for_hessian < index.n_samples:
         rng = np.random.default_rng(seed)
@@ -51,4 +53,7 @@ def build_solver(
             f"a {type(ihvp).__name__}",
             "Subclass InverseHessianVectorProduct.",
         )
+    ihvp.progress = method.progress
+    if ihvp.influence_model is None:
+        ihvp.influence_model = method.influence_model
     return ihvp
