@@ -335,6 +335,17 @@ def test_frames(lje):
     assert suspects.to_frame()["label"].tolist() == suspects.labels.tolist()
 
 
+def test_pages_list_the_labels_of_all_positions(lje, tmp_path):
+    pytest.importorskip("jinja2")
+    found = lje.explain((NEW_X, NEW_Y), k=2)
+    names = ["noun", "verb", "other"]
+    page = found.save_html(tmp_path / "page.html", class_names=names).read_text()
+    assert "labelled " + " ".join(names[y] for y in NEW_Y[0][NEW_VISIBLE[0]]) in page
+    table = lje.suspects((X, Y), k=3)
+    page = table.save_html(tmp_path / "table.html", class_names=names).read_text()
+    assert " ".join(names[y] for y in table.labels[0][table.labels[0] >= 0]) in page
+
+
 BAD = {
     "a hidden position": ({"positions": L - 1}, "mask of sample"),
     "a position too many": ({"positions": L}, "from 0 to 3"),

@@ -27,6 +27,9 @@ SCORE_NAMES = {
     "loss": "training loss",
 }
 
+#: Labels of a sequence that are written out.
+LABELS_SHOWN = 12
+
 #: How a value is to be read; stands above every list of contributions.
 HOW_TO_READ = (
     "A value is what one training sample adds to the pre-activation of the explained output, by default "
@@ -72,7 +75,7 @@ def prediction_cards(
             given = f"labelled {label_text(explanation.labels[t], class_names)}"
             alt = f"{alt}, {given}"
             are_classes = np.issubdtype(explanation.labels.dtype, np.integer)
-            is_other = are_classes and explanation.labels[t] != explanation.predictions[t]
+            is_other = are_classes and np.any(explanation.labels[t] != explanation.predictions[t])
             name, mark = (name, given) if is_other else (f"{name}, {given}", "")
         values = np.concatenate([explanation.values[t], explanation.opponent_values[t]])
         longest = float(np.abs(values).max()) or 1.0
@@ -214,11 +217,19 @@ def suspects_page(
 def label_text(label: Any, class_names: Sequence[str] | None) -> str:
     """Return a label as text: the name of a class, or the number itself.
 
+    The labels of a sequence are listed, without positions that do not count: -1 or NaN.
+
     Examples
     --------
     >>> label_text(1, ["cat", "dog"]), label_text(3, None), label_text(0.12345, None)
     ('dog', '3', '0.123')
+    >>> label_text(np.asarray([1, 0, -1]), ["cat", "dog"])
+    'dog cat'
     """
+    if isinstance(label, np.ndarray) and label.ndim:
+        counted = label[label >= 0] if label.dtype.kind in "iu" else label[~np.isnan(label)]
+        texts = [label_text(one, class_names) for one in counted[:LABELS_SHOWN]]
+        return " ".join(texts + ["…"] * (counted.size > LABELS_SHOWN))
     if isinstance(label, float | np.floating):
         return number(float(label))
     if class_names is None:
