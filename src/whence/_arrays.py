@@ -8,6 +8,7 @@ worth a path of its own.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator
 from types import ModuleType
@@ -29,6 +30,7 @@ __all__ = [
     "cholesky",
     "import_extra",
     "itemsize",
+    "like",
     "namespace",
     "one_hot",
     "rank_k_update",
@@ -48,7 +50,52 @@ def namespace(*arrays: Array) -> ModuleType:
     >>> namespace(np.zeros(2)).__name__
     'array_api_compat.numpy'
     """
-    return array_api_compat.array_namespace(*(a for a in arrays if a is not None))
+    given = [a for a in arrays if a is not None]
+    xp = array_api_compat.array_namespace(*given)
+    if array_api_compat.is_torch_namespace(xp):
+        return _torch_on(array_api_compat.device(given[0]))
+    return xp
+
+
+class _TorchOnDevice(ModuleType):
+    """PyTorch's namespace, in which new arrays are made on the device of those that led to it."""
+
+    def __init__(self, xp: ModuleType, device: Any) -> None:
+        super().__init__(xp.__name__)
+        self._xp = xp
+        for name in ("arange", "empty", "eye", "full", "linspace", "ones", "zeros"):
+            setattr(self, name, functools.partial(getattr(xp, name), device=device))
+
+        def asarray(values: Any, **options: Any) -> Any:
+            if isinstance(values, np.ndarray) and not values.flags.writeable:
+                values = values.copy()  # torch would warn that it cannot keep it from being written
+            return xp.asarray(values, **{"device": device, **options})
+
+        self.asarray = asarray
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._xp, name)
+
+
+@functools.lru_cache(maxsize=16)
+def _torch_on(device: Any) -> ModuleType:
+    return _TorchOnDevice(importlib.import_module("array_api_compat.torch"), device)
+
+
+def like(array: Array, reference: Array) -> Array:
+    """Return ``array`` in the library and on the device of ``reference``, with its own dtype.
+
+    Examples
+    --------
+    >>> like(np.asarray([1, 2]), np.zeros(1))
+    array([1, 2])
+    """
+    if isinstance(reference, np.ndarray):
+        return as_numpy(array)
+    xp = namespace(reference)
+    if isinstance(array, np.ndarray):
+        return xp.asarray(array)
+    return array_api_compat.to_device(array, array_api_compat.device(reference))
 
 
 def as_numpy(array: Any) -> np.ndarray:
@@ -281,7 +328,8 @@ class cholesky:
                 self._inverse = inverse
             else:
                 xp = namespace(self.factor)
-                self._inverse = self.solve(xp.eye(self.factor.shape[0], dtype=self.factor.dtype))
+                size, where = self.factor.shape[0], array_api_compat.device(self.factor)
+                self._inverse = self.solve(xp.eye(size, dtype=self.factor.dtype, device=where))
         return self._inverse
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+from array_api_compat import device as device_of
+
 from whence._arrays import Array, astype, namespace
 
 __all__ = ["Block", "Blocks", "by_rows", "flat_positions"]
@@ -55,7 +57,7 @@ class Block(NamedTuple):
         weight = xp.reshape(self.weight, (-1,))
         (kept,) = xp.nonzero(weight)
         if kept.shape[0] == 0:  # of samples that all count nothing one row stays, with its weight of zero
-            kept = xp.arange(1)
+            kept = xp.arange(1, device=device_of(weight))
         if kept.shape[0] == weight.shape[0]:
             return Block(phi, target, weight)
         return Block(*(xp.take(array, kept, axis=0) for array in (phi, target, weight)))
@@ -80,7 +82,7 @@ class Block(NamedTuple):
             # Row of each position; positions that were left out get the zeros behind the last row.
             place = xp.cumulative_sum(astype(kept, xp.int64)) - 1
             place = xp.where(kept, place, xp.full_like(place, values.shape[0]))
-            zeros = xp.zeros((1, *rest), dtype=values.dtype)
+            zeros = xp.zeros((1, *rest), dtype=values.dtype, device=device_of(values))
             values = xp.take(xp.concat([values, zeros], axis=0), place, axis=0)
         return xp.reshape(values, (n, n_positions, *rest))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from array_api_compat import device as device_of
+
 from whence._arrays import Array, astype, namespace
 
 __all__ = ["Curvature"]
@@ -113,8 +115,7 @@ class Curvature:
         """Return the ``(n, C, C)`` curvatures written out. For small blocks only."""
         if self.dense is not None:
             return self.dense
-        xp = namespace(self.diagonal)
-        eye = xp.eye(self.diagonal.shape[1], dtype=self.diagonal.dtype)  # type: ignore[union-attr]
+        eye = _eye_like(self.diagonal)
         result = self.diagonal[:, :, None] * eye[None, :, :]  # type: ignore[index]
         if self.root is not None:
             result = result - self.root[:, :, None] * self.root[:, None, :]
@@ -126,7 +127,7 @@ class Curvature:
             return namespace(self.dense).sum(self.dense, axis=0)
         xp = namespace(self.diagonal)
         sums = xp.sum(self.diagonal, axis=0)
-        result = xp.eye(sums.shape[0], dtype=sums.dtype) * sums[None, :]
+        result = _eye_like(sums) * sums[None, :]
         return result if self.root is None else result - xp.matrix_transpose(self.root) @ self.root
 
     def quadratic_forms(self, directions: Array) -> Array:
@@ -151,6 +152,12 @@ class Curvature:
         values, vectors = xp.linalg.eigh(matrices)
         kept = vectors * xp.maximum(values, xp.zeros_like(values))[:, None, :]
         return Curvature(dense=astype(xp.matmul(kept, xp.matrix_transpose(vectors)), matrices.dtype))
+
+
+def _eye_like(array: Array) -> Array:
+    """Return the identity of the size of the last axis."""
+    xp = namespace(array)
+    return xp.eye(array.shape[-1], dtype=array.dtype, device=device_of(array))
 
 
 def _along(root: Array, vectors: Array, axis: int) -> Array:

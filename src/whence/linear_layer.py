@@ -27,12 +27,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from array_api_compat import device as device_of
+
 from whence._arrays import (
     WORKSPACE_BYTES,
     Array,
     assign,
     astype,
     itemsize,
+    like,
     namespace,
     rank_k_update,
     row_slices,
@@ -87,7 +90,8 @@ class Hessian:
         if self.is_whole:
             return full[0, ...]
         d = full.shape[1]
-        result = xp.zeros((d * self.n_outputs, d * self.n_outputs), dtype=full.dtype)
+        size = d * self.n_outputs
+        result = xp.zeros((size, size), dtype=full.dtype, device=device_of(full))
         for c in range(self.n_outputs):
             here = slice(c * d, (c + 1) * d)
             result = assign(result, (here, here), full[c % full.shape[0], ...])
@@ -168,7 +172,7 @@ class LinearLayer:
     def pre_activations(self, phi: Array) -> Array:
         """Return ``u = phi @ theta``, shape ``(n, C)`` or ``(n, L, C)``, in the features' precision."""
         flat = phi if phi.ndim == 2 else flat_positions(phi)
-        u = flat @ astype(self.theta, phi.dtype)
+        u = flat @ astype(like(self.theta, phi), phi.dtype)
         return u if phi.ndim == 2 else namespace(u).reshape(u, (*phi.shape[:-1], self.n_outputs))
 
     def residuals(self, block: Block) -> Array:
@@ -206,7 +210,8 @@ class LinearLayer:
     def regulariser(self, damping: float = 0.0) -> Array:
         """Return ``lam (d,)``: damping on every row of ``theta``, next to the layer's own L2."""
         xp = namespace(self.theta)
-        lam = xp.full((self.n_features,), damping + self.l2, dtype=self.theta.dtype)
+        kind = {"dtype": self.theta.dtype, "device": device_of(self.theta)}
+        lam = xp.full((self.n_features,), damping + self.l2, **kind)
         if self.has_bias:
             lam = assign(lam, -1, damping + self.bias_l2)
         return lam
@@ -215,7 +220,7 @@ class LinearLayer:
         """Return ``(1/N) sum_i g_i``, shape ``(d, C)``, in the weights' precision."""
         total = namespace(self.theta).zeros_like(self.theta)
         for block in by_rows(blocks):
-            total = total + astype(block.phi.T @ self.residuals(block), total.dtype)
+            total = total + astype(like(block.phi.T @ self.residuals(block), total), total.dtype)
         return total / blocks.n_samples
 
     def hessian_product(
@@ -336,7 +341,7 @@ class LinearLayer:
         d, n_outputs = self.n_features, self.n_outputs
         for a in range(n_outputs):
             here = slice(a * d, (a + 1) * d)
-            total = namespace(lower).zeros((d, d), dtype=lower.dtype)
+            total = namespace(lower).zeros((d, d), dtype=lower.dtype, device=device_of(lower))
             for b in range(n_outputs):
                 there = slice(b * d, (b + 1) * d)
                 if b < a:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_number, itemsize, namespace, row_slices
+from whence._arrays import Array, as_numpy, astype, check_number, itemsize, like, namespace, row_slices
 from whence._errors import WhenceError
 from whence.linear_layer import flatten
 
@@ -94,8 +94,18 @@ class Queries:
         outputs = None if self.outputs is None else self.outputs[rows]
         return Queries(self.matrices[rows, ...], self.offsets[rows], outputs)
 
-    def astype(self, dtype: Any) -> Queries:
-        """Return the queries in another precision; the same object each time it is asked for."""
+    def on(self, phi: Array) -> Queries:
+        """Return the queries in the library, on the device and in the precision of some features.
+
+        The same object each time it is asked for.
+        """
+        dtype = phi.dtype
+        if type(self.matrices) is not type(phi):
+            if type(phi) not in self._casts:
+                parts = (self.matrices, self.offsets, self.outputs)
+                moved = [None if part is None else like(part, phi) for part in parts]
+                self._casts[type(phi)] = Queries(*moved)
+            return self._casts[type(phi)].on(phi)
         if self.matrices.dtype == dtype and self.offsets.dtype == dtype:
             return self
         if dtype not in self._casts:
@@ -133,7 +143,7 @@ def scores(queries: Queries, vector: Vector) -> Array:
     """
     phi, coefficients = vector
     xp = namespace(phi)
-    queries = queries.astype(phi.dtype)
+    queries = queries.on(phi)
     coefficients = astype(coefficients, phi.dtype)
     if phi.ndim == 3:
         result = _scores_of_gradients(queries, xp.matmul(xp.matrix_transpose(phi), coefficients))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from whence._arrays import check_number
+from whence._arrays import Array, check_number, like
 from whence._errors import WhenceError, described
 from whence.attribution.base import Scorer
-from whence.ihvp import InverseHessianVectorProduct
+from whence.ihvp import InverseHessianVectorProduct, Solution
 from whence.index import shuffle_buffer_sample
 from whence.linear_layer import Blocks, LinearLayer
 
@@ -45,7 +46,8 @@ def build_solver(
         rng = np.random.default_rng(seed)
         rows = shuffle_buffer_sample(index.n_samples, n_samples_for_hessian, shuffle_buffer_size, rng)
         samples = index.subset(rows)
-    ihvp = factory.build(layer, samples)
+    phi = index.shards[0].phi
+    ihvp = factory.build(layer.at(like(layer.theta, phi)), samples)
     if not isinstance(ihvp, InverseHessianVectorProduct):
         raise WhenceError(
             "ihvp_calculator_factory.build",
@@ -56,4 +58,34 @@ def build_solver(
     ihvp.progress = method.progress
     if ihvp.influence_model is None:
         ihvp.influence_model = method.influence_model
-    return ihvp
+    return ihvp if isinstance(phi, np.ndarray) else _FromHost(ihvp, phi)
+
+
+class _FromHost(InverseHessianVectorProduct):
+    """A solver on a device for right-hand sides of the host, whose solutions come back to the host.
+
+    Features and coefficients of training samples are on the device already.
+    """
+
+    def __init__(self, solver: InverseHessianVectorProduct, phi: Array) -> None:
+        super().__init__(solver.layer, solver.blocks, solver.damping, solver.curvature)
+        self._solver = solver
+        self._phi = phi
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._solver, name)
+
+    def solve(self, right: Array) -> Solution:
+        solution = self._solver.solve(like(right, self._phi))
+        return replace(solution, value=like(solution.value, right))
+
+    def about(self) -> dict[str, Any]:
+        return self._solver.about()
+
+    def self_products(self, phi: Array, r: Array, outputs: Array | None = None) -> Array:
+        outputs = None if outputs is None else like(outputs, self._phi)
+        moved = self._solver.self_products(like(phi, self._phi), like(r, self._phi), outputs)
+        return like(moved, phi)
+
+    def leverages(self, phi: Array) -> Array:
+        return like(self._solver.leverages(like(phi, self._phi)), phi)

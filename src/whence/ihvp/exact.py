@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
+from array_api_compat import device as device_of
 
 from whence._arrays import (
     Array,
@@ -136,7 +137,8 @@ class ExactIHVP(InverseHessianVectorProduct):
         result = xp.zeros_like(phi[:, 0])
         order = xp.argsort(outputs, stable=True)  # rows of one output stand together
         sorted_outputs = xp.take(outputs, order)
-        edges = as_numpy(xp.searchsorted(sorted_outputs, xp.arange(self.layer.n_outputs + 1)))
+        firsts = xp.arange(self.layer.n_outputs + 1, dtype=outputs.dtype, device=device_of(outputs))
+        edges = xp.searchsorted(sorted_outputs, firsts)
         parts = []
         for a in range(self.layer.n_outputs):
             rows = order[int(edges[a]) : int(edges[a + 1])]
@@ -158,10 +160,11 @@ class ExactIHVP(InverseHessianVectorProduct):
             if self._is_whole:
                 inverse = self._factor(0).inverse()[a * d : (a + 1) * d, : (a + 1) * d]
                 lower = _quadratic_forms(phi, inverse)
-                rest = xp.zeros((phi.shape[0], n_outputs - a - 1), dtype=phi.dtype)
+                missing = (phi.shape[0], n_outputs - a - 1)
+                rest = xp.zeros(missing, dtype=phi.dtype, device=device_of(phi))
                 rows_of_q.append(xp.concat([lower, rest], axis=1))
             else:
-                unit = xp.astype(xp.arange(n_outputs) == a, phi.dtype)[None, :]
+                unit = xp.astype(xp.arange(n_outputs, device=device_of(phi)) == a, phi.dtype)[None, :]
                 rows_of_q.append(_quadratic_forms(phi, self._factor(a).inverse()) * unit)
         lower = xp.stack(rows_of_q, axis=1)
         return lower + xp.matrix_transpose(xp.tril(lower, k=-1))
@@ -183,7 +186,7 @@ class ExactIHVP(InverseHessianVectorProduct):
             return _quadratic_forms(phi, self._factor(a).inverse())[:, 0] * r[:, a]
         # The gradients first: then one product with block row ``a`` leaves only d numbers a sample.
         block_row = self._factor(0).inverse()[a * d : (a + 1) * d, :].T
-        parts = [xp.zeros((0,), dtype=phi.dtype)]
+        parts = [xp.zeros((0,), dtype=phi.dtype, device=device_of(phi))]
         for rows in row_slices(phi.shape[0], rows_at_once(8 * block_row.shape[0])):
             gradients = outer_rows(r[rows, :], phi[rows, :])
             parts.append(xp.sum((gradients @ block_row) * phi[rows, :], axis=1))
@@ -224,7 +227,7 @@ class ExactIHVP(InverseHessianVectorProduct):
         vector = xp.mean(sample.rows().phi, axis=0)[None, :, None] + xp.zeros(
             (1, 1, self.layer.n_outputs), dtype=sample.phi.dtype
         )
-        sign = 1 - 2 * (xp.arange(self.layer.n_outputs) % 2)
+        sign = 1 - 2 * (xp.arange(self.layer.n_outputs, device=device_of(vector)) % 2)
         vector = vector * xp.astype(sign, sample.phi.dtype)[None, None, :] + 1e-3
         largest = 0.0
         for _ in range(4):
@@ -405,7 +408,7 @@ def _damped_in_double(matrix: Array, diagonal: Array) -> Array:
         return damped
     xp = namespace(matrix)
     wide = _in_double(matrix)
-    return wide + xp.eye(wide.shape[0], dtype=wide.dtype) * diagonal[None, :]
+    return wide + xp.eye(wide.shape[0], dtype=wide.dtype, device=device_of(wide)) * diagonal[None, :]
 
 
 def _quadratic_forms(phi: Array, inverse: Array) -> Array:
@@ -419,7 +422,7 @@ def _quadratic_forms(phi: Array, inverse: Array) -> Array:
         images = xp.reshape(some @ inverse, (some.shape[0], n_blocks, d))
         parts.append(xp.matmul(images, some[:, :, None])[:, :, 0])
     if not parts:
-        return xp.zeros((0, n_blocks), dtype=phi.dtype)
+        return xp.zeros((0, n_blocks), dtype=phi.dtype, device=device_of(phi))
     return xp.concat(parts, axis=0)
 
 

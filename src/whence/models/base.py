@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_finite, namespace
+from whence._arrays import Array, as_numpy, astype, check_finite, like, namespace
 from whence._errors import WhenceError
 from whence.data import Batch, Dataset, fingerprints, leaves, open_dataset
 from whence.index import Index
@@ -138,7 +138,7 @@ class InfluenceModel:
     def layer(self) -> LinearLayer:
         """The target layer with the weights that the model has now, in float64."""
         weights = self._adapter.weights()
-        theta = self._adapter.place(weights.theta())
+        theta = weights.theta()
         return LinearLayer(theta, self.loss, weights.bias is not None, weights.l2, weights.bias_l2)
 
     def on_device(self, device: str | None) -> AbstractContextManager[Any]:
@@ -161,13 +161,13 @@ class InfluenceModel:
         """
         return self._read(batch)[0]
 
-    def targets(self, batch: Batch) -> Array:
+    def targets(self, batch: Batch) -> np.ndarray:
         """Return the labels of a batch in the loss's form, checked; one a sample."""
         labels = as_numpy(batch.labels)
         check_finite(labels, "labels", batch.where, "Clean or drop the samples.")
-        return self._adapter.place(self.loss.encode(labels, self._n_outputs, batch.where))
+        return self.loss.encode(labels, self._n_outputs, batch.where)
 
-    def sample_weights(self, batch: Batch, dtype: Any) -> Array | None:
+    def sample_weights(self, batch: Batch) -> np.ndarray | None:
         """Return the sample weights of a batch, checked, or None; one a sample."""
         weight = self._weights_given(batch)
         if weight is None:
@@ -181,7 +181,7 @@ class InfluenceModel:
                 f"shape {weight.shape}",
                 "Give weights of shape (batch,).",
             )
-        return astype(self._adapter.place(weight), dtype)
+        return weight
 
     def observe(self, batch: Batch) -> Observation:
         """Return features, targets and weights of a batch, per sample or per position.
@@ -193,8 +193,11 @@ class InfluenceModel:
         """
         phi, mask, positions = self._read(batch)
         if not positions:
-            target = None if batch.labels is None else self.targets(batch)
-            return Observation(phi, target, self.sample_weights(batch, phi.dtype))
+            target = None if batch.labels is None else like(self.targets(batch), phi)
+            weight = self.sample_weights(batch)
+            return Observation(
+                phi, target, None if weight is None else astype(like(weight, phi), phi.dtype)
+            )
         counted = np.ones(phi.shape[:2], dtype=bool)
         if mask is not None:
             counted = flat_positions(mask, len(positions))
@@ -206,9 +209,8 @@ class InfluenceModel:
             target = position_targets(self.loss, labels, positions, counted, self._n_outputs, batch.where)
         given = self._weights_given(batch)
         weight = position_weights(counted, given, positions, np.float64, batch.where)
-        place = self._adapter.place
-        target = None if target is None else place(target)
-        return Observation(phi, target, astype(place(weight), phi.dtype), visible)
+        target = None if target is None else like(target, phi)
+        return Observation(phi, target, astype(like(weight, phi), phi.dtype), visible)
 
     def index(
         self,
@@ -244,7 +246,8 @@ class InfluenceModel:
     def linear_system(self, dataset: Any) -> tuple[LinearLayer, Index]:
         """Return the layer and the stored training set, for a solver that is built by hand."""
         index = self.index(dataset)
-        return self.layer, index
+        layer = self.layer
+        return layer.at(like(layer.theta, index.shards[0].phi)), index
 
     def fingerprint(self) -> str:
         """Return a text that changes with the layer's weights, its name and the loss."""
@@ -259,10 +262,7 @@ class InfluenceModel:
 
     def _read(self, batch: Batch) -> tuple[Array, np.ndarray | None, tuple[int, ...]]:
         """Return checked features, the mask on their positions, and the shape of the positions."""
-        for leaf in leaves(batch.inputs):
-            array = as_numpy(leaf)
-            if array.dtype.kind == "f":
-                check_finite(array, "inputs", batch.where, "Clean or drop the samples.")
+        self._adapter.check_inputs(batch.inputs, batch.where)
         phi, mask = self._extract(batch)
         xp = namespace(phi)
         phi = astype(phi, xp.float64 if phi.dtype == xp.float64 else xp.float32)
@@ -344,7 +344,7 @@ class InfluenceModel:
             counts = np.flatnonzero(seen.weight)
             phi, target = flat_positions(phi[None], 2)[0], flat_positions(target[None], 2)[0]
             phi, target = phi[counts], target[counts]
-        u = phi @ astype(self._adapter.place(self._adapter.weights().theta()), phi.dtype)
+        u = phi @ astype(like(self._adapter.weights().theta(), phi), phi.dtype)
         try:
             if not self._loss_was_tried and isinstance(self.loss, DifferentiatedLoss):
                 self.loss.check(u, target, where)
