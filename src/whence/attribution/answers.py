@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -63,16 +64,13 @@ class Answers(Scorer):
             turned where class 0 is predicted.
         """
         k = at_most(check_k(k), self.index.n_samples)
-        opened = self.influence_model.open(samples, "samples")
-        opened.labels_are_needed = False
         search = LinearNearestNeighbors()
         search.build(Vectors(self.index), scores, k, QUERY_ROWS)
         parts: list[dict[str, np.ndarray]] = []
-        show = self.progress if progress is None else progress
-        start = 0
-        for batch in track(opened, "explaining", opened.n_batches, show):
-            parts.append(self._explain_batch(batch, start, outputs, positions, search))
-            start += batch.n_samples
+        for question, facts in self.questions(
+            samples, outputs=outputs, positions=positions, progress=progress
+        ):
+            parts.append(facts | self._searched(question, search))
         joined = {key: join([part[key] for part in parts]) for key in parts[0]}
         n_explained = joined["values"].shape[0]
         names = np.arange(n_explained) if ids is None else np.asarray(ids)
@@ -162,19 +160,38 @@ class Answers(Scorer):
         array of shape (T, N), or (T, G) for groups 0 to G - 1
         """
         members = None if groups is None else _members(groups, self.index.n_samples)
-        opened = self.influence_model.open(samples, "samples")
-        opened.labels_are_needed = False
         parts: list[np.ndarray] = []
-        show = self.progress if progress is None else progress
-        start = 0
-        for batch in track(opened, "influences", opened.n_batches, show):
-            question, _ = self._ask(batch, start, outputs, positions)
+        for question, _ in self.questions(samples, outputs=outputs, positions=positions, progress=progress):
             queries = self._queries(question)
             blocks = [as_numpy(scores(queries, vector)) for _, vector in Vectors(self.index)]
             values = np.concatenate(blocks, axis=1)
             parts.append(values if members is None else values.astype(np.float64) @ members)
-            start += batch.n_samples
         return np.concatenate(parts)
+
+    def questions(
+        self, samples: Any, *, outputs: Any = None, positions: Any = None, progress: bool | None = None
+    ) -> Iterator[tuple[Question, dict[str, np.ndarray]]]:
+        """Yield what is asked about each batch of samples, and what an explanation says of them.
+
+        Parameters
+        ----------
+        samples, outputs, positions, progress
+            As for :meth:`explain`.
+
+        Yields
+        ------
+        question : Question
+            The function of the layer's weights that the influences decompose.
+        facts : dict
+            Arrays of :class:`~whence.Explanation` that need no search.
+        """
+        opened = self.influence_model.open(samples, "samples")
+        opened.labels_are_needed = False
+        show = self.progress if progress is None else progress
+        start = 0
+        for batch in track(opened, "explaining", opened.n_batches, show):
+            yield self._ask(batch, start, outputs, positions)
+            start += batch.n_samples
 
     def _ask(
         self, batch: Batch, start: int, outputs: Any, positions: Any
@@ -212,15 +229,14 @@ class Answers(Scorer):
             "signs": hide(signs, counted),
             "predictions": hide(self._predictions(u), counted),
             "pre_activations": question.pick(u),
+            "totals": self._totals(question),
         }
         if seen.target is not None:
             result["labels"] = hide(self._labels(seen.target, seen.phi), labelled)
         return question, result
 
-    def _explain_batch(
-        self, batch: Batch, start: int, outputs: Any, positions: Any, search: LinearNearestNeighbors
-    ) -> dict[str, np.ndarray]:
-        question, result = self._ask(batch, start, outputs, positions)
+    def _searched(self, question: Question, search: LinearNearestNeighbors) -> dict[str, np.ndarray]:
+        """Return the strongest training samples of either sign for each question."""
         queries = self._queries(question)
         most, least = [], []
         for rows in range(0, len(queries), QUERY_ROWS):
@@ -228,12 +244,11 @@ class Answers(Scorer):
             best, worst = search.query_orders(queries[rows : rows + QUERY_ROWS], both)
             most.append(best)
             least.append(worst)
-        return result | {
+        return {
             "rows": np.concatenate([found.rows for found in most]),
             "values": np.concatenate([found.values for found in most]),
             "opponent_rows": np.concatenate([found.rows for found in least]),
             "opponent_values": np.concatenate([found.values for found in least]),
-            "totals": self._totals(question),
         }
 
     def _suspicion(self, score: str, progress: bool | None) -> np.ndarray:

@@ -12,7 +12,7 @@ from whence._arrays import Array, as_numpy, astype, namespace
 from whence._errors import WhenceError
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
-from whence.explanation import Explanation
+from whence.data import Batch
 from whence.index import Shard
 from whence.linear_layer import Block
 from whence.models.base import InfluenceModel, Observation
@@ -29,9 +29,12 @@ class LossQuestion(Question):
     ----------
     r : array of shape (T, C) or (T, L, C)
         Residuals of the samples, the share of each position included.
+    target : array of shape (T,) or (T, C), or (T, L, ...)
+        Their labels, as the loss takes them.
     """
 
     r: np.ndarray | None = None
+    target: np.ndarray | None = None
 
     def directions(self, n_outputs: int) -> np.ndarray:
         """Return ``Q = -g_t``, shape ``(T, d, C)``, in float64."""
@@ -74,38 +77,9 @@ class Gradients(Attribution):
         label = "given" if self.asks_about_loss and label == "predicted" else label
         super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
 
-    def explain(self, samples: Any, k: int = 5, *, outputs: Any = None, **options: Any) -> Explanation:
-        """Find the training samples that speak most for and most against each prediction.
-
-        Parameters
-        ----------
-        samples, k, outputs, **options
-            See :meth:`whence.Attribution.explain`. With ``effect_on="loss"`` the samples have labels,
-            and ``outputs`` must be left out: the loss is of all of them.
-
-        Returns
-        -------
-        Explanation
-        """
-        self._refuse_outputs(outputs)
-        return super().explain(samples, k, outputs=outputs, **options)
-
-    def influences(self, samples: Any, *, outputs: Any = None, **options: Any) -> np.ndarray:
-        """Return the influence of every training sample on each prediction.
-
-        Parameters
-        ----------
-        samples, outputs, **options
-            See :meth:`whence.Attribution.influences`, and :meth:`explain` on ``outputs``.
-
-        Returns
-        -------
-        array of shape (T, N), or (T, G) for groups
-        """
-        self._refuse_outputs(outputs)
-        return super().influences(samples, outputs=outputs, **options)
-
-    def _refuse_outputs(self, outputs: Any) -> None:
+    def _ask(
+        self, batch: Batch, start: int, outputs: Any, positions: Any
+    ) -> tuple[Question, dict[str, np.ndarray]]:
         if outputs is not None and self.asks_about_loss:
             raise WhenceError(
                 "outputs",
@@ -113,6 +87,7 @@ class Gradients(Attribution):
                 repr(outputs),
                 "Leave it out, or ask about one output: effect_on='pre_activation'.",
             )
+        return super()._ask(batch, start, outputs, positions)
 
     def _about(self) -> dict[str, Any]:
         return super()._about() | {"effect_on": self.effect_on, "label": self.label}
@@ -128,7 +103,7 @@ class Gradients(Attribution):
                 "Give them, or ask about a pre-activation: effect_on='pre_activation'.",
             )
         r = self._residuals(Block(seen.phi, seen.target, weight))
-        return LossQuestion(seen.phi, outputs, weight, r)
+        return LossQuestion(seen.phi, outputs, weight, r, as_numpy(seen.target))
 
     def _residuals(self, block: Block) -> np.ndarray:
         """Return the residuals in float64, on the host: small ones are differences of near numbers."""
@@ -177,7 +152,12 @@ class Gradients(Attribution):
         return astype(u, moved.dtype) + moved / self.index.n_samples
 
     def _totals(self, question: Question) -> np.ndarray:
-        return question.under(-self._solve(self._mean[None, :, :])[0])
+        return question.under(self._sum)
+
+    @cached_property
+    def _sum(self) -> np.ndarray:
+        """What the shares of all samples in the weights sum to, shape ``(d, C)``."""
+        return -self._solve(self._mean[None, :, :])[0]
 
     @cached_property
     def _mean(self) -> np.ndarray:

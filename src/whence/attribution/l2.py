@@ -115,7 +115,7 @@ class RepresenterPointL2(Attribution):
             "gradient_norm": self.gradient_norm,
         }
 
-    def _block_to_fit(self, block: Block) -> Block:
+    def block_to_fit(self, block: Block) -> Block:
         """Return a block in float64, on the host, with the targets that the refit takes."""
         phi = np.asarray(as_numpy(block.phi), dtype=np.float64)
         weight = None if block.weight is None else np.asarray(as_numpy(block.weight), dtype=np.float64)
@@ -125,7 +125,7 @@ class RepresenterPointL2(Attribution):
         return Block(phi, target, weight)
 
     def _alpha(self, block: Block) -> np.ndarray:
-        r = as_numpy(self.refitted_layer.residuals(self._block_to_fit(block)))
+        r = as_numpy(self.refitted_layer.residuals(self.block_to_fit(block)))
         return -r / (2 * self.l2 * self.index.n_samples)
 
     def _coefficients(self, block: Block) -> Array:
@@ -160,4 +160,4 @@ class _Refitted:
 
     def __iter__(self) -> Any:
         for shard in self._method.index.shards:
-            yield self._method._block_to_fit(shard.block)
+            yield self._method.block_to_fit(shard.block)
