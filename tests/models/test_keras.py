@@ -435,17 +435,28 @@ def test_a_layer_is_whole_again_after_a_call_that_failed():
     assert wrapped.index((X, CLASSES)).n_samples == N
 
 
-def test_weights_are_read_when_the_method_is_made():
+def test_a_model_that_trained_on_is_refused_where_it_would_be_run():
     model = make()
     model.compile("sgd", losses.SparseCategoricalCrossentropy(from_logits=True))
     wrapped = whence.InfluenceModel(model)
     lje = whence.RepresenterPointLJE(wrapped, (X, CLASSES), whence.ExactIHVPFactory(), progress=False)
     theta = lje.layer.theta.copy()
+    scores = lje.suspects((X, CLASSES), k=2).scores
     values = lje.explain((X, CLASSES), k=2).values
+    bias = layer_of(model, "head").bias.numpy()
     layer_of(model, "head").bias.assign(np.ones(3))
     np.testing.assert_array_equal(lje.layer.theta, theta)
-    np.testing.assert_array_equal(lje.explain((X, CLASSES), k=2).values, values)
+    np.testing.assert_array_equal(lje.suspects((X, CLASSES), k=2).scores, scores)  # as stored
+    for run in (
+        lambda: lje.explain((X, CLASSES), k=2),
+        lambda: lje.top_k((X, CLASSES), (X, CLASSES)),
+        lambda: lje.estimate_influence_values_in_batches((X, CLASSES), (X, CLASSES)),
+    ):
+        with pytest.raises(whence.WhenceError, match=r"other weights.*Make a new RepresenterPointLJE\."):
+            run()
     np.testing.assert_array_equal(wrapped.layer.theta[-1], np.ones(3))
+    layer_of(model, "head").bias.assign(bias)
+    np.testing.assert_array_equal(lje.explain((X, CLASSES), k=2).values, values)
 
 
 # ---- what a batch may be ------------------------------------------------------------------------
