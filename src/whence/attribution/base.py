@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from whence._errors import WhenceError
 from whence.attribution.question import Question, hide, join, shares
 from whence.attribution.training_set import TrainingSet
 from whence.data import Batch
-from whence.index import Index, Shard
+from whence.index import Index, Method, Shard
 from whence.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel, Observation
 from whence.progress import track
@@ -45,6 +46,8 @@ class Scorer(ABC):
         label: str = "predicted",
         ids: Any = None,
         progress: bool | None = None,
+        index_path: str | Path | None = None,
+        feature_dtype: Any = None,
     ) -> None:
         if not isinstance(influence_model, InfluenceModel):
             raise WhenceError(
@@ -59,7 +62,9 @@ class Scorer(ABC):
         self.influence_model = influence_model if follows else influence_model.at_layer(target_layer)
         self.label = label
         self.progress = progress
-        self.index: Index = self.influence_model.index(dataset, ids=ids, progress=progress)
+        self.index: Index = self.influence_model.index(
+            dataset, ids=ids, progress=progress, path=index_path, feature_dtype=feature_dtype
+        )
         self._training_set = TrainingSet(self.index, dataset, progress)
         #: The layer with the model's own weights.
         self.layer: LinearLayer = self.influence_model.layer
@@ -101,8 +106,27 @@ class Scorer(ABC):
 
     def _store_coefficients(self) -> None:
         """Fill in the coefficients of every stored sample; called once a method is ready."""
-        for shard in self.index.shards:
-            shard.coefficients = self._coefficients(shard.block)
+        self.index.store_coefficients(self._coefficients, self._to_store)
+
+    def _to_store(self) -> Method:
+        """Return what an index on disk records of this method."""
+        return Method(self._about(), self._settings(), self._check_weights(), self._state())
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what it takes to make the method again from a stored index, as JSON; see ``load_index``.
+
+        Empty where it cannot be made without the model.
+        """
+        return {}
+
+    def _state(self) -> dict[str, np.ndarray]:
+        """Return what is costly to compute again and is stored with the method."""
+        return {}
+
+    def _check_weights(self) -> np.ndarray:
+        """Return numbers that change with anything that the method computes."""
+        first = self.index.shards[0].rows(0, min(8, self.index.shards[0].n_samples))
+        return np.asarray(as_numpy(self._coefficients(first.block)), dtype=np.float64)
 
     # ------------------------------------------------------------------------------ pieces
 

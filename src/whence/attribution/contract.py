@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from whence.attribution.base import Vectors, at_most, check_k
 from whence.attribution.storing import check_cache, check_values_folder, save_arrays, stored_vectors
 from whence.data import Batch, Dataset, take_rows
 from whence.index import CACHE, Index
-from whence.linear_layer import Block
 from whence.search import (
     ORDER,
     BaseNearestNeighbors,
@@ -240,7 +238,7 @@ class Attribution(Answers):
                 places.append(searched[np.asarray(found_rows)])
             every = np.concatenate(places)
             if save_top_k_ds_path is not None:
-                found = {"ids": self.index.ids[every], "values": np.concatenate(values)}
+                found = {"ids": self.index.names(every), "values": np.concatenate(values)}
                 save_arrays(save_top_k_ds_path, found, self._manifest())
             samples = self._training_set.gather(opened, every, batches)
             results, start = [], 0
@@ -257,26 +255,23 @@ class Attribution(Answers):
         return Vector(as_numpy(part.phi), as_numpy(part.coefficients))
 
     def _fresh_vector(self, batch: Batch) -> Vector:
-        """Compute the influence vectors of a batch anew."""
+        """Compute the coefficients of a batch anew; its features are those of the constructor's pass."""
         self._check_model()
-        seen = self.influence_model.observe(batch)
-        return Vector(seen.phi, self._coefficients(Block(seen.phi, seen.target, seen.weight)))
+        part = self.index.take(self._training_set.rows(batch))
+        return Vector(part.phi, self._coefficients(part.block))
 
     # ------------------------------------------------------------------------------ storing
 
     def _manifest(self) -> dict[str, Any]:
-        digest = hashlib.blake2b(digest_size=16)
-        for shard in self.index.shards:
-            digest.update(shard.fingerprint.tobytes())
         return {
             "model": self._model_fingerprint,
-            "training_set": digest.hexdigest(),
+            "training_set": self.index.order,
             "about": self._about(),
         }
 
     def _vectors(self, cache: CACHE, load_path: str | Path | None, save_path: str | Path | None) -> Index:
         """Return the index that vectors come from, loaded or saved as the paths say."""
-        return stored_vectors(self.index, self._manifest(), cache, load_path, save_path)
+        return stored_vectors(self.index, self._to_store(), self._coefficients, cache, load_path, save_path)
 
     def _save_values(self, path: str | Path, queries: list[Queries], index: Index) -> None:
         rows = []

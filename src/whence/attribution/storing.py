@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from whence._arrays import Array
 from whence._errors import WhenceError
-from whence.index import CACHE, Index, check_folder, holds_index
+from whence.index import (
+    CACHE,
+    Index,
+    Method,
+    StoredIndex,
+    check_folder,
+    holds_index,
+    stored_methods,
+    write_index,
+)
+from whence.index.files import explain_failures, write_array, write_json
+from whence.linear_layer import Block
 
 __all__ = ["check_cache", "check_values_folder", "save_arrays", "stored_vectors"]
 
 
 def stored_vectors(
     index: Index,
-    manifest: dict[str, Any],
+    method: Method,
+    coefficients: Callable[[Block], Array],
     cache: CACHE,
     load_path: str | Path | None,
     save_path: str | Path | None,
 ) -> Index:
     """Return the index that vectors come from, loaded or saved as the paths say."""
     if load_path is not None:
-        return Index.load(load_path, manifest)
+        return _loaded(index, method, load_path)
     if save_path is not None:
-        if holds_index(save_path):
-            return Index.load(save_path, manifest)
-        index.save(save_path, manifest)
-        return Index.load(save_path, manifest) if cache is CACHE.DISK else index
-    if cache is CACHE.DISK:
+        stored = _opened(index, save_path) if holds_index(save_path) else write_index(index, save_path)
+        stored.store_coefficients(coefficients, lambda: method)
+        return stored if cache is CACHE.DISK else index
+    if cache is CACHE.DISK and not isinstance(index, StoredIndex):
         raise WhenceError(
             "influence_vector_in_cache",
             "a path to load the influence vectors from or to save them to, with CACHE.DISK",
@@ -39,15 +52,41 @@ def stored_vectors(
     return index
 
 
+def _opened(index: Index, path: str | Path) -> StoredIndex:
+    stored = StoredIndex(path)
+    stored.check(index.identity, index.order)
+    return stored
+
+
+def _loaded(index: Index, method: Method, path: str | Path) -> StoredIndex:
+    """Return a stored index with the vectors of this method, or raise: the message says what differs."""
+    stored = _opened(index, path)
+    found = stored_methods(stored.folder)
+    wanted = json.loads(json.dumps(method.about))
+    for candidate in found:
+        if candidate.about == wanted:
+            stored.use_method(candidate)
+            candidate.check_weights(method)
+            return stored
+    there = found[0].about if found else {}
+    differing = [key for key in {**wanted, **there} if there.get(key) != wanted.get(key)]
+    raise WhenceError(
+        f"path {str(stored.folder)!r}",
+        "influence vectors with " + ", ".join(f"{key} {wanted.get(key)!r}" for key in differing),
+        "none of any method" if not found else ", ".join(f"{key} {there.get(key)!r}" for key in differing),
+        "Give it as a save_ path: the vectors are then written beside what is there.",
+    )
+
+
 def save_arrays(path: str | Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
     """Write some arrays to a folder of answers, one ``.npy`` file each."""
     folder = Path(path)
     check_values_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with explain_failures(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    content = {"format": "whence values", **manifest}
-    (folder / "values.json").write_text(json.dumps(content, indent=1) + "\n")
+        write_array(folder / f"{name}.npy", array)
+    write_json(folder / "values.json", {"format": "whence values", **manifest})
 
 
 def check_cache(cache: Any) -> CACHE:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from whence._arrays import Array, as_numpy, astype, check_finite, like, namespace
 from whence._errors import WhenceError
 from whence.data import Batch, Dataset, fingerprints, leaves, open_dataset
-from whence.index import Index
+from whence.index import Index, Writer
 from whence.linear_layer import Block, LinearLayer
 from whence.losses import Loss
 from whence.models.adapter import ADAPTERS, Adapter, LossSpec, Weights, adapter_for
@@ -219,17 +221,46 @@ class InfluenceModel:
         ids: Any = None,
         progress: bool | None = None,
         argument: str = "dataset",
+        path: str | Path | None = None,
+        feature_dtype: Any = None,
     ) -> Index:
-        """Pass over a training set once and store what the layer sees of it."""
+        """Pass over a training set once and store what the layer sees of it.
+
+        Parameters
+        ----------
+        dataset : dataset
+        ids : sequence, optional
+            Names of the samples; positions by default.
+        progress : bool, optional
+        argument : str, default="dataset"
+            What messages call it.
+        path : path, optional
+            A folder for the index, which is then read from there and may be larger than memory. What an
+            earlier run stored there is kept: only the first batch, and those that are missing, go
+            through the model.
+        feature_dtype : {None, "float16", "float32"}, default=None
+            What features are stored as; ``None`` leaves them as the model gives them.
+        """
         opened = self.open(dataset, argument)
-        index = Index()
+        index = Index(feature_dtype) if path is None else Writer(path, feature_dtype)
+        try:
+            return self._fill(index, opened, ids, progress)
+        finally:
+            index.close()
+
+    def _fill(self, index: Index, opened: Dataset, ids: Any, progress: bool | None) -> Index:
         steps = track(opened, "features of the training set", opened.n_batches, progress)
         for batch in steps:
+            fingerprint = fingerprints(batch)
+            # The first batch decides about the loss, and shows whether stored features are this model's.
+            if batch.number > 0 and index.holds(fingerprint):
+                continue
             seen = self.observe(batch)
             self._check_losses(seen, batch.where)
-            index.append(seen.phi, seen.target, seen.weight, fingerprints(batch))
-        index.finish(ids)
-        return index
+            if batch.number == 0:
+                index.begin(self.identity())
+            index.append(seen.phi, seen.target, seen.weight, fingerprint)
+        return index.finish(ids)
 
     def map_samples(self, dataset: Any, function: Callable[[Block], Array]) -> Any:
         """Return a dataset of the user's kind: ``function`` of each batch as the layer sees it."""
@@ -251,10 +282,20 @@ class InfluenceModel:
 
     def fingerprint(self) -> str:
         """Return a text that changes with the layer's weights, its name and the loss."""
+        return hashlib.blake2b(json.dumps(self.identity()).encode(), digest_size=16).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what stored features belong to: the layer, a digest of its weights, and the loss."""
         layer = self.layer
         digest = hashlib.blake2b(np.ascontiguousarray(as_numpy(layer.theta)).tobytes(), digest_size=16)
-        digest.update(f"{self.layer_name} {self.loss.fingerprint()} {layer.l2} {layer.bias_l2}".encode())
-        return digest.hexdigest()
+        digest.update(f"{layer.l2} {layer.bias_l2}".encode())
+        return {
+            "layer": self.layer_name,
+            "model_weights": digest.hexdigest(),
+            "loss": self.loss.fingerprint(),
+            "n_features": layer.n_features,
+            "n_outputs": layer.n_outputs,
+        }
 
     @property
     def _n_outputs(self) -> int:

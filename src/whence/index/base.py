@@ -1,0 +1,446 @@
+"""The store of a training set: features, targets and coefficients of every sample, in shards.
+
+What any method needs of a training sample ``i`` is ``(id, phi_i, r_i)``: ``d + C`` numbers in place of
+the ``d * C`` of its gradient. Targets and weights stand beside them, so that residuals can be taken at
+other weights, and a fingerprint, so that a sample is recognised when the training set is iterated again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from whence._arrays import Array, as_numpy, astype, check_finite, itemsize, namespace
+from whence._errors import WhenceError
+from whence.linear_layer import Block
+
+__all__ = ["CACHE", "Index", "RowBuffer", "Shard", "narrow", "shuffle_buffer_sample", "widen"]
+
+#: Bytes of features that one shard holds, counted in the precision that they are used in.
+SHARD_BYTES = 64 * 2**20
+
+#: What features may be stored as, where another dtype than their own is asked for.
+FEATURE_DTYPES = ("float16", "float32")
+
+
+class CACHE(Enum):
+    """Where the influence vectors of the training set are kept between calls.
+
+    ``MEMORY`` keeps them in memory, ``DISK`` in the folder of the ``save_*`` or ``load_*`` path,
+    ``NO_CACHE`` nowhere: they are computed again for each call. The features that they are computed
+    from are the index's in every case; the training set goes through the model once.
+    """
+
+    MEMORY = 0
+    DISK = 1
+    NO_CACHE = 2
+
+
+def widen(features: Array) -> Array:
+    """Return features in the precision of arithmetic: half precision is for storing only."""
+    xp = namespace(features)
+    return features if itemsize(features) >= 4 else astype(features, xp.float32)
+
+
+def narrow(features: Array, dtype: str | None, where: str = "the training set") -> Array:
+    """Return features in the precision of the store, or raise if they do not fit.
+
+    Examples
+    --------
+    >>> narrow(np.asarray([[1.0, 70000.0]]), "float16")
+    Traceback (most recent call last):
+        ...
+    whence._errors.WhenceError: feature_dtype: expected finite values in the training set, got 1 NaN or
+    infinite values. Features above 65504 do not fit into float16: store them as float32.
+    """
+    if dtype is None:
+        return features
+    with np.errstate(over="ignore"):  # looked for right here
+        narrowed = astype(features, getattr(namespace(features), dtype))
+    if dtype == "float16":
+        fix = "Features above 65504 do not fit into float16: store them as float32."
+        check_finite(narrowed, "feature_dtype", where, fix)
+    return narrowed
+
+
+def check_feature_dtype(dtype: Any) -> str | None:
+    """Return the name of a dtype that features can be stored in; ``None`` leaves them as they are."""
+    name = None if dtype is None else getattr(np.dtype(dtype), "name", "")
+    if name is None or name in FEATURE_DTYPES:
+        return name
+    raise WhenceError(
+        "feature_dtype", f"None or one of {', '.join(FEATURE_DTYPES)}", repr(dtype), "Choose one."
+    )
+
+
+@dataclass
+class Shard:
+    """A run of consecutive training samples.
+
+    Attributes
+    ----------
+    features : array of shape (n, d), or (n, L, d) along a sequence
+        As stored, perhaps in half precision; ``phi`` are the same in the precision of arithmetic.
+    target : array of shape (n,) or (n, C), or (n, L, ...)
+    weight : array of shape (n,) or (n, L), or None
+    fingerprint : array of shape (n,), uint64
+    coefficients : array of shape (n, C) or (n, L, C), or None
+        What each sample's features are weighed with: its residuals, for most methods.
+    """
+
+    features: Array
+    target: Array
+    weight: Array | None
+    fingerprint: np.ndarray
+    coefficients: Array | None = None
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples it holds."""
+        return int(self.features.shape[0])
+
+    @property
+    def phi(self) -> Array:
+        """The features, in single precision at least."""
+        return widen(self.features)
+
+    @property
+    def block(self) -> Block:
+        """What the linear layer sees of it."""
+        return Block(self.phi, self.target, self.weight)
+
+    def rows(self, start: int, stop: int) -> Shard:
+        """Return some of its rows, as views."""
+        if start == 0 and stop == self.n_samples:
+            return self
+
+        def cut(array: Any) -> Any:
+            return None if array is None else array[start:stop, ...]
+
+        arrays = (self.features, self.target, self.weight, self.fingerprint, self.coefficients)
+        return Shard(*map(cut, arrays))
+
+
+class RowBuffer:
+    """Batches on their way into shards."""
+
+    def __init__(self) -> None:
+        self._parts: list[Shard] = []
+        self.n_rows = 0
+
+    def add(self, part: Shard) -> None:
+        """Put some rows behind those that are here."""
+        self._parts.append(part)
+        self.n_rows += part.n_samples
+
+    def take(self, n_rows: int) -> Shard:
+        """Remove the first ``n_rows`` rows and return them as one shard."""
+        taken: list[Shard] = []
+        missing = n_rows
+        while missing:
+            part = self._parts[0]
+            if part.n_samples <= missing:
+                self._parts.pop(0)
+            else:
+                self._parts[0] = part.rows(missing, part.n_samples)
+                part = part.rows(0, missing)
+            taken.append(part)
+            missing -= part.n_samples
+        self.n_rows -= n_rows
+        weights = joined_weights([(p.weight, p.features.shape[:-1]) for p in taken], taken[0].features)
+        return Shard(
+            _join([p.features for p in taken]),
+            _join([p.target for p in taken]),
+            weights,
+            np.concatenate([p.fingerprint for p in taken]),
+        )
+
+
+class Index:
+    """The stored training set; iterating it yields :class:`~whence.linear_layer.Block` s.
+
+    Rows are numbered in the order in which samples were added; ``ids`` are the names that results use.
+
+    Parameters
+    ----------
+    feature_dtype : {None, "float16", "float32"}, default=None
+        What features are stored as; arithmetic is in single precision at least.
+
+    Examples
+    --------
+    >>> index = Index()
+    >>> index.append(np.ones((2, 3)), np.asarray([0, 1]), None, np.asarray([7, 8], dtype=np.uint64))
+    >>> index = index.finish()
+    >>> index.n_samples, index.ids.tolist(), index.rows_of(np.asarray([8], dtype=np.uint64)).tolist()
+    (2, [0, 1], [1])
+    """
+
+    shards: Sequence[Shard]
+
+    def __init__(self, feature_dtype: Any = None) -> None:
+        self._feature_dtype = check_feature_dtype(feature_dtype)
+        self.shards = []
+        self._buffer = RowBuffer()
+        self._shard_rows = 0
+        self._ids: np.ndarray | None = None
+        self._sorted: tuple[np.ndarray, np.ndarray] | None = None
+        self._order: str | None = None
+        #: What the features belong to: the layer, its weights, the loss.
+        self.identity: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------ building
+
+    def begin(self, identity: dict[str, Any]) -> None:
+        """Say what the features belong to, before the first batch is added."""
+        self.identity = identity
+
+    def holds(self, fingerprint: np.ndarray) -> bool:
+        """Whether the next samples are stored already, by a run that was interrupted: never here."""
+        return False
+
+    def append(self, phi: Array, target: Array, weight: Array | None, fingerprint: Any) -> None:
+        """Add a batch of samples."""
+        assert isinstance(self.shards, list)
+        self._shard_rows = self._shard_rows or shard_rows(phi)
+        features = narrow(phi, self._feature_dtype)
+        self._buffer.add(Shard(features, target, weight, as_numpy(fingerprint)))
+        while self._buffer.n_rows >= self._shard_rows:
+            self.shards.append(self._buffer.take(self._shard_rows))
+
+    def finish(self, ids: Any = None) -> Index:
+        """Close the index, name its samples (positions by default) and return it.
+
+        Raises
+        ------
+        WhenceError
+            If there are not as many ids as samples, an id occurs twice, or one is neither a string nor
+            an integer.
+        """
+        assert isinstance(self.shards, list)
+        if self._buffer.n_rows:
+            self.shards.append(self._buffer.take(self._buffer.n_rows))
+        self._ids = check_ids(ids, self.n_samples)
+        return self
+
+    def close(self) -> None:
+        """Let go of what building holds, if it is not finished: nothing here."""
+
+    def store_coefficients(self, function: Callable[[Block], Array], method: Any) -> None:
+        """Keep ``function(block)``, shape ``(n, C)``, beside the features of every shard.
+
+        ``method()`` says what they are of, where that is recorded: not in memory.
+        """
+        for shard in self.shards:
+            shard.coefficients = function(shard.block)
+
+    # ------------------------------------------------------------------- reading
+
+    @property
+    def n_samples(self) -> int:
+        """``N``."""
+        return sum(self.counts)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many samples each shard holds."""
+        return [shard.n_samples for shard in self.shards]
+
+    @property
+    def n_features(self) -> int:
+        """``d``, with the constant of the bias."""
+        return int(self.shards[0].features.shape[-1])
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype that features are stored in."""
+        return self.shards[0].features.dtype
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The names of the samples, shape ``(N,)``."""
+        return np.arange(self.n_samples) if self._ids is None else self._ids
+
+    def names(self, rows: np.ndarray) -> np.ndarray:
+        """Return the names of some rows, of any shape."""
+        return rows.copy() if self._ids is None else np.asarray(self._ids[rows])
+
+    def __iter__(self) -> Iterator[Block]:
+        for shard in self.shards:
+            yield shard.block
+
+    def starts(self) -> Iterator[tuple[int, Shard]]:
+        """Yield each shard with the row of its first sample."""
+        start = 0
+        for shard in self.shards:
+            yield start, shard
+            start += shard.n_samples
+
+    @property
+    def order(self) -> str:
+        """A text that changes with the training set, its order included."""
+        if self._order is None:
+            digest = hashlib.blake2b(digest_size=16)
+            for shard in self.shards:
+                digest.update(np.ascontiguousarray(shard.fingerprint).tobytes())
+            self._order = digest.hexdigest()
+        return self._order
+
+    def rows_of(self, fingerprint: np.ndarray) -> np.ndarray:
+        """Return the row of each fingerprint, or -1 where the index does not hold it.
+
+        Samples that are equal to the last bit share a row, the first: their influences are equal too.
+        """
+        if self._sorted is None:
+            every = self._fingerprint()
+            order = np.argsort(every, kind="stable")
+            self._sorted = every[order], order
+        values, order = self._sorted
+        position = np.minimum(np.searchsorted(values, fingerprint), values.size - 1)
+        return np.where(values[position] == fingerprint, order[position], -1)
+
+    def first_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return for each row the first row that holds the same sample."""
+        return self.rows_of(self.gather("fingerprint", rows))
+
+    def with_equals(self, rows: np.ndarray) -> np.ndarray:
+        """Return ``rows`` and every row that holds the same sample as one of them, ascending."""
+        every = self._fingerprint()
+        return np.flatnonzero(np.isin(every, every[rows]))
+
+    def _fingerprint(self) -> np.ndarray:
+        return np.concatenate([shard.fingerprint for shard in self.shards])
+
+    def gather(self, name: str, rows: np.ndarray) -> Any:
+        """Return the given rows ``(m,)`` of one array of the shards, in the given order.
+
+        ``None`` where no shard has that array; shards without weights count 1.
+        """
+        starts = np.cumsum([0, *self.counts])
+        owner = np.searchsorted(starts, rows, side="right") - 1
+        pieces, places = [], []
+        for number in np.unique(owner):
+            wanted = np.flatnonzero(owner == number)
+            shard = self.shards[int(number)]
+            array = getattr(shard, name)
+            at = rows[wanted] - starts[number]
+            if array is not None:
+                xp = namespace(array)
+                array = xp.take(array, xp.asarray(at), axis=0)
+            pieces.append((array, (at.size, *shard.features.shape[1:-1]), shard.features))
+            places.append(wanted)
+        if name == "weight":
+            joined = joined_weights([piece[:2] for piece in pieces], pieces[0][2])
+        else:
+            joined = None if pieces[0][0] is None else _join([piece[0] for piece in pieces])
+        if joined is None or len(pieces) == 1:
+            return joined
+        xp = namespace(joined)
+        back = np.argsort(np.concatenate(places), kind="stable")
+        return xp.take(joined, xp.asarray(back), axis=0)
+
+    def take(self, rows: np.ndarray) -> Shard:
+        """Return the given rows as one shard, in the given order."""
+        names = ("features", "target", "weight", "fingerprint", "coefficients")
+        return Shard(*(self.gather(name, rows) for name in names))
+
+    def subset(self, rows: np.ndarray) -> Index:
+        """Return an index of some rows only, in memory."""
+        part = Index()
+        part.shards = [self.take(rows)]
+        return part
+
+
+def shard_rows(phi: Array) -> int:
+    """Return how many samples a shard has, whatever the batches."""
+    row_bytes = int(np.prod(phi.shape[1:])) * max(4, itemsize(phi))
+    return max(1, SHARD_BYTES // max(1, row_bytes))
+
+
+def check_ids(ids: Any, n_samples: int) -> np.ndarray | None:
+    """Return the names of the training samples as an array, or raise if they are no names."""
+    if ids is None:
+        return None
+    names = np.asarray(ids)
+    listed = [] if isinstance(ids, np.ndarray) else [i for i in ids if not isinstance(i, str)]
+    if names.dtype.kind == "O" and all(isinstance(name, str) for name in names.ravel()):
+        names = names.astype(str)
+    if names.dtype.kind not in "iuU" or (names.dtype.kind == "U" and listed):
+        raise WhenceError(
+            "ids",
+            "strings or integers",
+            f"such as {listed[0]!r}" if listed else f"dtype {names.dtype}",
+            "Name every training sample by a string, or every one by an integer.",
+        )
+    if names.shape != (n_samples,):
+        raise WhenceError(
+            "ids",
+            f"one id for each of the {n_samples} training samples",
+            f"shape {names.shape}",
+            "Give them in the order of the dataset.",
+        )
+    unique, counts = np.unique(names, return_counts=True)
+    if unique.shape != names.shape:
+        raise WhenceError("ids", "distinct ids", f"{unique[counts > 1][0]!r} twice", "Make them unique.")
+    return names
+
+
+def shuffle_buffer_sample(
+    n_rows: int, n_drawn: int, buffer_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw rows as a shuffle buffer would that holds ``buffer_size`` rows of the stream at a time.
+
+    With a buffer at least as large as the stream every subset is equally likely; a smaller one
+    favours the beginning.
+
+    Returns
+    -------
+    array of shape (n_drawn,), int64
+        Distinct rows, in ascending order.
+    """
+    buffer = list(range(min(buffer_size, n_rows)))
+    upcoming = len(buffer)
+    drawn = []
+    for _ in range(min(n_drawn, n_rows)):
+        place = int(rng.integers(len(buffer)))
+        drawn.append(buffer[place])
+        if upcoming < n_rows:
+            buffer[place] = upcoming
+            upcoming += 1
+        else:
+            buffer[place] = buffer[-1]
+            buffer.pop()
+    return np.sort(np.asarray(drawn, dtype=np.int64))
+
+
+def joined_weights(parts: Sequence[tuple[Any, tuple[int, ...]]], like: Array) -> Any:
+    """Join sample weights ``(weight or None, shape)``; those that were not given count 1."""
+    given = [weight for weight, _ in parts if weight is not None]
+    if not given:
+        return None
+    xp = namespace(like)
+    dtype = given[0].dtype
+    return _join([xp.ones(shape, dtype=dtype) if w is None else w for w, shape in parts])
+
+
+def _join(arrays: list[Any]) -> Any:
+    """Join along the samples; shorter sequences are padded with zeros, of weight zero, too."""
+    if len(arrays) == 1:
+        return arrays[0]
+    xp = namespace(arrays[0])
+    if arrays[0].ndim > 1:
+        longest = max(array.shape[1] for array in arrays)
+        arrays = [_padded(array, longest) for array in arrays]
+    return xp.concat(arrays, axis=0)
+
+
+def _padded(array: Any, n_positions: int) -> Any:
+    xp = namespace(array)
+    n, length, *rest = array.shape
+    if length == n_positions:
+        return array
+    return xp.concat([array, xp.zeros((n, n_positions - length, *rest), dtype=array.dtype)], axis=1)

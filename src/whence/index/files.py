@@ -1,0 +1,218 @@
+"""Files that are there whole or not at all, what tells that they are unharmed, and a lock.
+
+A file is written under another name, synced to the disk, and renamed; a process that is killed leaves at
+most a ``.part`` behind, which no one reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from whence._errors import WhenceError
+
+__all__ = [
+    "LOCK",
+    "PART",
+    "Lock",
+    "Stamp",
+    "check_checksum",
+    "check_size",
+    "explain_failures",
+    "open_array",
+    "write_array",
+    "write_json",
+    "written_whole",
+]
+
+#: What a file is called while it is being written.
+PART = ".part"
+
+#: The file that the lock is on.
+LOCK = "lock"
+
+#: What is recorded of a file: its name, its length in bytes, and the CRC-32 of all of them.
+Stamp = dict[str, Any]
+
+CHUNK_BYTES = 4 * 2**20
+
+
+@contextlib.contextmanager
+def explain_failures(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = f"path {str(folder)!r}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WhenceError(
+                where,
+                "room for what is written there",
+                f"a full disk ({error.strerror or error})",
+                "Free some space and run the same again: what is complete is kept.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise WhenceError(
+                where,
+                "a folder that can be written to",
+                f"one that cannot ({error.strerror or error})",
+                "Change its permissions, or choose another path.",
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def written_whole(file: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes its name once it is complete and on the disk."""
+    part = file.with_name(file.name + PART)
+    with explain_failures(file.parent):
+        try:
+            with open(part, "wb") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(part, file)
+            _sync_folder(file.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):  # gives its room back; the first error is the one to tell
+                part.unlink()
+            raise
+
+
+def write_array(file: Path, array: np.ndarray) -> Stamp:
+    """Write an ``.npy`` file and return its stamp."""
+    whole = np.asarray(array, order="C")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(whole))
+    crc, n_bytes = 0, 0
+    with written_whole(file) as handle:
+        for chunk in (header.getbuffer(), *_chunks(whole)):
+            handle.write(chunk)
+            crc = zlib.crc32(chunk, crc)
+            n_bytes += len(chunk)
+    return {"file": file.name, "bytes": n_bytes, "crc32": crc}
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file."""
+    with written_whole(file) as handle:
+        handle.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def open_array(file: Path) -> np.ndarray:
+    """Return an ``.npy`` file, memory-mapped."""
+    mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+    return np.asarray(mapped)  # a plain array over the map, which lives as long as the array
+
+
+def check_size(folder: Path, stamp: Stamp) -> str | None:
+    """Return what is wrong with a file, as far as its length tells, or None."""
+    file = folder / stamp["file"]
+    if not file.is_file():
+        return f"{stamp['file']} is missing"
+    n_bytes = file.stat().st_size
+    if n_bytes != stamp["bytes"]:
+        return f"{stamp['file']} has {n_bytes} bytes instead of {stamp['bytes']}"
+    return None
+
+
+def check_checksum(folder: Path, stamp: Stamp) -> str | None:
+    """Return what is wrong with a file's length or content, or None."""
+    wrong = check_size(folder, stamp)
+    if wrong is not None:
+        return wrong
+    crc = 0
+    with open(folder / stamp["file"], "rb") as handle:
+        while chunk := handle.read(CHUNK_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return None if crc == stamp["crc32"] else f"{stamp['file']} is not what was written (CRC-32)"
+
+
+class Lock:
+    """The right to write into a folder; it ends with the process that holds it, however that ends.
+
+    Parameters
+    ----------
+    folder : Path
+    wait : bool, default=False
+        Whether to wait for another process to finish, instead of raising.
+
+    Raises
+    ------
+    WhenceError
+        If another process holds it, or the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, *, wait: bool = False) -> None:
+        with explain_failures(folder):
+            self._handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(self._handle, wait)
+        except OSError as error:
+            holder = os.read(self._handle, 32).decode(errors="replace").strip()
+            os.close(self._handle)
+            raise WhenceError(
+                f"path {str(folder)!r}",
+                "a folder that no other process is writing to",
+                f"one that process {holder or '(unknown)'} is indexing into",
+                "Wait until it is done and run the same again, or choose another path.",
+            ) from error
+        with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
+            os.ftruncate(self._handle, 0)
+            os.write(self._handle, str(os.getpid()).encode())
+
+    def release(self) -> None:
+        """Give it up; harmless if that was done before."""
+        if self._handle >= 0:
+            os.ftruncate(self._handle, 0)
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _lock(handle: int, wait: bool) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        mode = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK  # type: ignore[attr-defined]
+        # Far behind the end, so that others may still read who holds the file.
+        os.lseek(handle, 2**30, os.SEEK_SET)
+        msvcrt.locking(handle, mode, 1)  # type: ignore[attr-defined]
+        os.lseek(handle, 0, os.SEEK_SET)
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _chunks(array: np.ndarray) -> Iterator[memoryview]:
+    raw = memoryview(array.reshape(-1).view(np.uint8).data)
+    for start in range(0, len(raw), CHUNK_BYTES):
+        yield raw[start : start + CHUNK_BYTES]
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened; a rename is then as safe as it gets
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
