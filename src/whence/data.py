@@ -15,6 +15,7 @@ import numpy as np
 
 from whence._arrays import as_numpy
 from whence._errors import WhenceError
+from whence._tables import is_table, join_tables, table_bytes, table_rows
 
 __all__ = [
     "Batch",
@@ -87,13 +88,21 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 
 def take_rows(tree: Any, rows: Any) -> Any:
-    """Return rows of every array of a tree, as NumPy arrays."""
-    return map_leaves(lambda leaf: as_numpy(leaf)[rows], tree)
+    """Return rows of every leaf of a tree: of arrays as NumPy arrays, of tables as such."""
+    return map_leaves(lambda leaf: _cut_rows(leaf, rows, as_numpy), tree)
+
+
+def _cut_rows(leaf: Any, rows: Any, convert: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+    return table_rows(leaf, rows) if is_table(leaf) else convert(leaf)[rows]
 
 
 def concatenate(trees: Sequence[Any]) -> Any:
     """Join trees of the same form along the leading axis; other axes are padded with zeros."""
-    return map_leaves(lambda *parts: np.concatenate(_padded(parts)), *trees)
+
+    def join(*parts: Any) -> Any:
+        return join_tables(parts) if is_table(parts[0]) else np.concatenate(_padded(parts))
+
+    return map_leaves(join, *trees)
 
 
 def _padded(parts: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
@@ -147,6 +156,8 @@ def _without_padding(inputs: Mapping[str, Any]) -> list[Any]:
 
 def _row_bytes(leaf: Any) -> np.ndarray:
     """Return the bytes of each sample, shape ``(n, n_bytes)``."""
+    if is_table(leaf):
+        return table_bytes(leaf)
     array = as_numpy(leaf)
     if array.dtype.hasobject:  # strings of variable length: a digest of each stands for it
         texts = [repr(row.tolist() if hasattr(row, "tolist") else row) for row in array]
@@ -236,7 +247,9 @@ class Dataset(ABC):
             keys = LABEL_KEYS if self.label_key is None else (self.label_key,)
             found = next((key for key in keys if key in element), None)
             if found is not None:
-                return {key: element[key] for key in element if key != found}, element[found], None
+                # Texts and the like may stand beside what the model takes.
+                rest = {k: v for k, v in element.items() if k != found and not _is_texts(v)}
+                return rest, element[found], None
             if self.labels_are_needed:
                 raise WhenceError(
                     where,
@@ -360,7 +373,7 @@ class ArraysDataset(SequenceDataset):
 
     def _cut(self, number: int) -> Any:
         rows = slice(number * ARRAY_BATCH_ROWS, (number + 1) * ARRAY_BATCH_ROWS)
-        return map_leaves(lambda leaf: leaf[rows], self._arrays)
+        return map_leaves(lambda leaf: _cut_rows(leaf, rows), self._arrays)
 
 
 def open_dataset(dataset: Any, argument: str = "dataset", label_key: str | None = None) -> Dataset:
@@ -411,6 +424,10 @@ def _open(dataset: Any, argument: str) -> Dataset:
         f"a {type(dataset).__name__}",
         "Wrap arrays as (x, y), or batch them with your framework.",
     )
+
+
+def _is_texts(column: Any) -> bool:
+    return isinstance(column, list | tuple) and any(isinstance(part, str | None) for part in column)
 
 
 def _is_array(dataset: Any) -> bool:

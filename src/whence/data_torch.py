@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,12 +56,6 @@ class TorchDataset(Dataset):
 
     def elements(self) -> Iterator[Any]:
         yield from self._loader
-
-    def split(self, element: Any, where: str) -> tuple[Any, Any, Any]:
-        inputs, labels, weight = super().split(element, where)
-        if isinstance(inputs, Mapping):  # texts and the like stand beside what the model takes
-            inputs = {key: value for key, value in inputs.items() if hasattr(value, "shape")}
-        return inputs, labels, weight
 
     def pair_with(self, function: Callable[[Batch], Any]) -> Any:
         self.probe(function)

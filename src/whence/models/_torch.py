@@ -43,17 +43,25 @@ class TorchDerivatives:
     def __call__(self, u: Array, target: Array, order: int) -> Array:
         """Return ``ell (n,)``, ``r (n, C)`` or ``K (n, C, C)``, for order 0, 1 or 2."""
         y = self._torch.as_tensor(_writable(target), device=self._device)
-        result = self._in_first_precision(u, lambda point, p: self._derivative(point, y, p, order))
+        result = self._in_first_precision(u, y, order)
         return result.detach() if hasattr(u, "detach") else as_numpy(result)
 
-    def _in_first_precision(self, u: Array, function: Callable[[Any, str], Any]) -> Any:
+    def _in_first_precision(self, u: Array, y: Any, order: int) -> Any:
         failure: Exception | None = None
         for precision in PRECISIONS if self.precision is None else (self.precision,):
             try:
-                result = function(_point(self._torch, u, precision, self._device), precision)
+                point = _point(self._torch, u, precision, self._device)
+                result = self._derivative(point, y, precision, order)
             except WhenceError:
                 raise
             except Exception as error:  # whatever the user's layers and functions raise
+                if order == 2 and "derivative for" in str(error):
+                    raise WhenceError(
+                        f"loss {self._described}",
+                        "a loss with second derivatives in PyTorch",
+                        " ".join(str(error).split()),
+                        "Write it with plain tensor operations, as a function of (output, target).",
+                    ) from error
                 failure = failure or error
             else:
                 self.precision = precision

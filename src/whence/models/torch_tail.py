@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
+
 from whence._errors import WhenceError
 from whence.data import map_leaves, take_rows
 from whence.models.torch_losses import PerSampleLoss
@@ -85,9 +87,8 @@ class TorchTail:
         torch, n_outputs = self._torch, self._layer.weight.shape[0]
         one = take_rows(inputs, slice(0, 1))
         positions = self._positions(one)
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn((3, *positions, n_outputs), generator=generator)
-        probe = probe.to(self._layer.weight.device)
+        values = np.random.default_rng(0).normal(size=(3, *positions, n_outputs))
+        probe = torch.tensor(values, dtype=torch.float32, device=self._layer.weight.device)
         three = _repeated(one, 3)
         with torch.no_grad():
             full = self(three, probe, "float32")
