@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, namespace
+from whence._arrays import Array, as_numpy, astype, like, namespace
 from whence._errors import WhenceError
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
@@ -122,13 +122,17 @@ class Gradients(Attribution):
             return r * xp.sum(block.phi**2, axis=1)[:, None]
         return xp.matmul(block.phi, xp.matmul(xp.matrix_transpose(block.phi), r))
 
-    def _scale(self, block: Block, r: Array) -> Array | None:
+    def _scale(self, block: Block) -> Array | None:
         """Return what each sample's gradient is divided by, ``(n,)``; None for 1."""
         return None
 
+    def _residuals_left_out(self, block: Block) -> Array:
+        """Return the residuals of training samples, as leaving them out takes them from the weights."""
+        return self.layer.residuals(block)
+
     def _coefficients(self, block: Block) -> Array:
-        r = self.layer.residuals(block)
-        scale = self._scale(block, r)
+        r = self._residuals_left_out(block)
+        scale = self._scale(block)
         return r if scale is None else astype(_divided(r, scale), r.dtype)
 
     def _queries(self, question: Question) -> Queries:
@@ -136,19 +140,17 @@ class Gradients(Attribution):
         return Queries(-solved / self.index.n_samples, np.zeros(len(solved)))
 
     def _self_influence(self, shard: Shard, question: Question) -> Array:
-        r = self.layer.residuals(shard.block)
-        moved = self._moved(shard.block, r)
+        moved = as_numpy(self._moved(shard.block, self._residuals_left_out(shard.block)))
         if self.asks_about_loss:
-            product = moved * astype(r, moved.dtype)
-            values = as_numpy(product).sum(axis=tuple(range(1, product.ndim)))
+            values = _inner(moved, as_numpy(self.layer.residuals(shard.block)))
         else:
-            values = np.abs(question.pick(as_numpy(moved))) / self.index.n_samples
-        scale = self._scale(shard.block, r)
+            values = np.abs(question.pick(moved)) / self.index.n_samples
+        scale = self._scale(shard.block)
         return values if scale is None else _divided(values, as_numpy(scale))
 
     def _leave_one_out(self, shard: Shard) -> Array:
         u = self.layer.pre_activations(shard.phi)
-        moved = self._moved(shard.block, self.layer.residuals(shard.block))
+        moved = self._moved(shard.block, self._residuals_left_out(shard.block))
         return astype(u, moved.dtype) + moved / self.index.n_samples
 
     def _totals(self, question: Question) -> np.ndarray:
@@ -167,6 +169,11 @@ class Gradients(Attribution):
             phi = np.asarray(as_numpy(shard.phi), dtype=np.float64).reshape(-1, total.shape[0])
             total += phi.T @ as_numpy(shard.coefficients).reshape(-1, total.shape[1])
         return total / self.index.n_samples
+
+
+def _inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the inner products of samples' arrays ``(n, ...)``, shape ``(n,)``."""
+    return (left * right).reshape(len(left), -1).sum(axis=1)
 
 
 def _divided(values: Array, scale: Array) -> Array:
@@ -240,12 +247,10 @@ class GradientCosine(GradientDotProduct):
 
     method = "GradientCosine"
 
-    def _scale(self, block: Block, r: Array) -> Array:
-        product = self._moved(block, r) * r
-        xp = namespace(product)
-        # Rounding may leave a tiny negative sum over positions.
-        squared = xp.sum(xp.reshape(product, (product.shape[0], -1)), axis=1)
-        return xp.sqrt(xp.where(squared > 0, squared, 0 * squared))
+    def _scale(self, block: Block) -> Array:
+        r = self.layer.residuals(block)
+        squared = _inner(as_numpy(self._moved(block, r)), as_numpy(r))
+        return like(np.sqrt(np.maximum(squared, 0)), r)  # rounding may leave a sum below 0
 
     def _queries(self, question: Question) -> Queries:
         directions = question.directions(self.layer.n_outputs)
@@ -256,7 +261,7 @@ class GradientCosine(GradientDotProduct):
         own = as_numpy(super()._self_influence(shard, question)) * self.index.n_samples
         if not self.asks_about_loss:
             return _divided(own, _norms(question.directions(self.layer.n_outputs)))
-        return as_numpy(self._scale(shard.block, self.layer.residuals(shard.block)) > 0).astype(own.dtype)
+        return as_numpy(self._scale(shard.block) > 0).astype(own.dtype)
 
     def _leave_one_out(self, shard: Shard) -> Array:
         raise WhenceError(

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, namespace, row_slices
+from whence._arrays import Array, as_numpy, like, row_slices
 from whence._errors import WhenceError
 from whence.attribution.gradient import Gradients
-from whence.attribution.leave_one_out import left_out_pre_activations
+from whence.attribution.leverage import leave_one_out_residuals
 from whence.attribution.solver import build_solver, check_factory
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
-from whence.index import Shard
 from whence.linear_layer import Block
 from whence.models.base import InfluenceModel
 
@@ -57,7 +56,9 @@ class InfluenceFunctions(Gradients):
         training set, or by ``|H^{-1} g_i|``, what it does to the weights. Samples that are unusual for
         every prediction then no longer head every list.
     leverage : bool, default=False
-        Whether ``suspects`` divides the step of leaving a sample out by one minus its leverage.
+        Whether to leave a sample out of ``H`` too: one Newton step in place of the first-order formulas,
+        ``g_i`` divided by one minus the leverage of ``i`` (a matrix, with several outputs). It is exact
+        for squared error, and closer to training again wherever single samples carry much weight.
     label : {"predicted", "given"}, default="predicted"
         Which output counts as a sample's own, for ``effect_on="pre_activation"``. The loss is always that
         of the given label.
@@ -105,6 +106,13 @@ class InfluenceFunctions(Gradients):
             raise WhenceError(
                 "normalisation", "None, 'loss' or 'parameters'", repr(normalisation), "Choose one."
             )
+        if leverage and n_samples_for_hessian is not None:
+            raise WhenceError(
+                "n_samples_for_hessian",
+                "None with leverage=True, which takes each sample out of the Hessian again",
+                repr(n_samples_for_hessian),
+                "Compute the Hessian from all samples, or pass leverage=False.",
+            )
         options = {"effect_on": effect_on, "label": label, "ids": ids, "progress": progress}
         super().__init__(influence_model, dataset, target_layer, **options)
         self.normalisation = normalisation
@@ -132,21 +140,22 @@ class InfluenceFunctions(Gradients):
     def _moved(self, block: Block, r: Array) -> Array:
         return self.ihvp.self_products(block.phi, r)
 
-    def _scale(self, block: Block, r: Array) -> Array | None:
+    def _residuals_left_out(self, block: Block) -> Array:
+        if self.leverage:
+            return leave_one_out_residuals(self.layer, self.ihvp, block, self.index.n_samples)
+        return self.layer.residuals(block)
+
+    def _scale(self, block: Block) -> Array | None:
         if self.normalisation is None:
             return None
+        r = self.layer.residuals(block)
         if self.normalisation == "loss":
             product = as_numpy(self._moved(block, r)) * as_numpy(r)
             squared = product.reshape(len(product), -1).sum(axis=1)
-            return namespace(r).asarray(np.sqrt(np.maximum(squared, 0)))
+            return like(np.sqrt(np.maximum(squared, 0)), r)
         norms = []
         for rows in row_slices(block.phi.shape[0], SOLVE_ROWS):
             part = Block(*(None if array is None else array[rows, ...] for array in block))
             solved = self._solve(np.asarray(as_numpy(self.layer.gradients(part)), dtype=np.float64))
             norms.append(np.sqrt((solved**2).sum(axis=(1, 2))))
-        return namespace(r).asarray(np.concatenate(norms))
-
-    def _leave_one_out(self, shard: Shard) -> Array:
-        return left_out_pre_activations(
-            self.layer, self.ihvp, shard.block, self.index.n_samples, leverage=self.leverage
-        )
+        return like(np.concatenate(norms), r)
