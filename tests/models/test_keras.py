@@ -12,6 +12,7 @@ from whence.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
+ZERO = tf.UnconnectedGradients.ZERO
 layers = keras.layers
 losses = keras.losses
 N, D, HIDDEN = 18, 4, 5
@@ -118,15 +119,15 @@ def autodiff(model, loss, y, weight=1.0):
         wide = [tf.reshape(p, [p.shape[0], -1, n_outputs]) for p in parts]
         return tf.concat(wide, axis=1)
 
-    with tf.GradientTape() as outer:
+    with tf.GradientTape(persistent=True) as outer:
         with tf.GradientTape(persistent=True) as inner:
             output = model(X, training=False)
             each = weight * loss.call(tf.cast(y, output.dtype), output)
             mean = tf.reduce_mean(each)
         gradient = joined([g[None] for g in inner.gradient(mean, variables)], head.units)[0]
         flat = tf.reshape(tf.transpose(gradient), [-1])
-    of_samples = joined(inner.jacobian(each, variables), head.units)
-    rows = joined(outer.jacobian(flat, variables, unconnected_gradients="zero"), head.units)
+    of_samples = joined(inner.jacobian(each, variables, experimental_use_pfor=False), head.units)
+    rows = joined(outer.jacobian(flat, variables, ZERO, experimental_use_pfor=False), head.units)
     hessian = tf.reshape(tf.transpose(rows, [0, 2, 1]), [flat.shape[0]] * 2)
     return of_samples.numpy(), hessian.numpy()
 
@@ -347,11 +348,15 @@ def test_l2_is_the_second_derivative_of_keras_own_penalty():
     model.compile(loss="mean_squared_error")
     wrapped = whence.InfluenceModel(model)
     kernel = layer_of(model, "head").kernel.value
-    with tf.GradientTape() as outer:
+    with tf.GradientTape(persistent=True) as outer:
         with tf.GradientTape() as inner:
             penalty = tf.add_n(model.losses)
         slope = inner.gradient(penalty, kernel)
-    second = outer.jacobian(slope, kernel).numpy().reshape(kernel.shape.num_elements(), -1)
+    second = (
+        outer.jacobian(slope, kernel, experimental_use_pfor=False)
+        .numpy()
+        .reshape(kernel.shape.num_elements(), -1)
+    )
     np.testing.assert_allclose(second, wrapped.layer.l2 * np.eye(len(second)), atol=1e-7)
 
 
