@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array
+from whence._arrays import Array, as_numpy, check_finite
 from whence._errors import WhenceError
+from whence.data import leaves
 from whence.losses import Loss
 from whence.models.differentiated import DifferentiatedLoss
 
@@ -53,12 +54,17 @@ class Weights:
     bias : array of shape (C,) or None
     l2, bias_l2 : float
         Second derivative of the regulariser on each, see :class:`~whence.LinearLayer`.
+    l2_of_sum, bias_l2_of_sum : float
+        The same of a regulariser that stands next to the *sum* of the losses: divided by ``N``, it is
+        added to the other.
     """
 
     kernel: np.ndarray
     bias: np.ndarray | None
     l2: float = 0.0
     bias_l2: float = 0.0
+    l2_of_sum: float = 0.0
+    bias_l2_of_sum: float = 0.0
 
     def theta(self) -> np.ndarray:
         """Return the weights as the library takes them: in float64, the bias as last row."""
@@ -93,6 +99,21 @@ class Adapter(ABC):
 
     def learn_loss(self, inputs: Any, labels: Any) -> None:
         """Look at the first batch, where :meth:`loss_spec` needs one; ``labels`` may be None."""
+        return None
+
+    def check_inputs(self, inputs: Any, where: str) -> None:
+        """Raise unless the inputs of a batch are what the model takes."""
+        for leaf in leaves(inputs):
+            array = as_numpy(leaf)
+            if array.dtype.kind == "f":
+                check_finite(array, "inputs", where, "Clean or drop the samples.")
+
+    def encode_labels(self, labels: Any, where: str) -> np.ndarray:
+        """Return labels as the loss takes them, where the model has names for its classes."""
+        return as_numpy(labels)
+
+    def class_weights(self, target: np.ndarray) -> np.ndarray | None:
+        """Return what the model's training counts samples of these targets by their class, or None."""
         return None
 
     def place(self, array: np.ndarray) -> Array:
@@ -155,6 +176,8 @@ ADAPTERS: list[tuple[tuple[str, ...], str, str]] = [
     # Before torch: on that backend Keras models are torch modules too.
     (("keras.", "tf_keras."), "whence.models.keras", "KerasAdapter"),
     (("torch.",), "whence.models.torch", "TorchAdapter"),
+    # Wrappers in scikit-learn's manner, and XGBoost's and LightGBM's own boosters.
+    (("sklearn.", "xgboost.", "lightgbm."), "whence.models.sklearn", "open_sklearn"),
 ]
 
 
