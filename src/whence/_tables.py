@@ -7,6 +7,7 @@ matrix stays sparse. All that the library does to them is cut rows, join, and lo
 from __future__ import annotations
 
 import hashlib
+import importlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -49,8 +50,7 @@ def join_tables(parts: Sequence[Any]) -> Any:
         import pandas  # the parts are its own
 
         return pandas.concat(list(parts))
-    import polars
-
+    polars = importlib.import_module("polars")
     return polars.concat(list(parts))
 
 
@@ -60,8 +60,7 @@ def table_bytes(table: Any) -> np.ndarray:
         table = table.tocsr()
         ends = table.indptr
         rows = [
-            table.indices[a:b].tobytes() + table.data[a:b].tobytes()
-            for a, b in itertools.pairwise(ends)
+            table.indices[a:b].tobytes() + table.data[a:b].tobytes() for a, b in itertools.pairwise(ends)
         ]
     else:
         # repr tells 1 from 1.0 and from "1"; NaN and missing values have one form each.
@@ -73,7 +72,9 @@ def table_bytes(table: Any) -> np.ndarray:
 
 def row_names(dataset: Any) -> np.ndarray | None:
     """Return the index of the pandas frame that stands first in a tuple ``(x, y)``, or None."""
-    inputs = dataset[0] if isinstance(dataset, tuple) and dataset else None
+    if not isinstance(dataset, tuple) or not dataset:
+        return None
+    inputs = dataset[0]
     if type(inputs).__module__.split(".")[0] != "pandas" or not hasattr(inputs, "index"):
         return None
     return np.asarray(inputs.index)
