@@ -15,6 +15,7 @@ from whence.attribution import (
     RepresenterPointL2,
     RepresenterPointLJE,
     TrainingLoss,
+    load_index,
 )
 from whence.explanation import Explanation, Suspects
 from whence.ihvp import (
@@ -62,4 +63,5 @@ __all__ = [
     "Suspects",
     "TrainingLoss",
     "WhenceError",
+    "load_index",
 ]

@@ -309,6 +309,14 @@ class cholesky:
         if not bool(xp.all(xp.isfinite(self.factor))):  # JAX returns NaN instead of raising
             raise np.linalg.LinAlgError("matrix is not positive definite")
 
+    @classmethod
+    def from_factor(cls, factor: Array) -> cholesky:
+        """Return what has this lower triangular ``factor (m, m)`` without computing it."""
+        made = cls.__new__(cls)
+        made.factor = factor
+        made._inverse = made._factor_inverse = None
+        return made
+
     def solve(self, right: Array) -> Array:
         """Return ``matrix^{-1} @ right`` for ``right`` of shape ``(m, k)``."""
         if isinstance(right, np.ndarray):

@@ -6,6 +6,7 @@ from whence.attribution.gradient import GradientCosine, GradientDotProduct
 from whence.attribution.influence import InfluenceFunctions
 from whence.attribution.l2 import RepresenterPointL2
 from whence.attribution.lje import RepresenterPointLJE
+from whence.attribution.loading import load_index
 
 __all__ = [
     "Attribution",
@@ -16,4 +17,5 @@ __all__ = [
     "RepresenterPointL2",
     "RepresenterPointLJE",
     "TrainingLoss",
+    "load_index",
 ]

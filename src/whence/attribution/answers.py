@@ -77,15 +77,14 @@ class Answers(Scorer):
         if names.shape != (n_explained,):
             fix = "Give them in the order of the samples."
             raise WhenceError("ids", f"{n_explained} ids, one a sample", f"shape {names.shape}", fix)
-        labels = self._stored_labels()
         rows, opponents = joined.pop("rows"), joined.pop("opponent_rows")
         return Explanation(
-            ids=self.index.ids[rows],
-            opponent_ids=self.index.ids[opponents],
+            ids=self.index.names(rows),
+            opponent_ids=self.index.names(opponents),
             sample_ids=names,
             labels=joined.pop("labels", None),
-            training_labels=labels[rows],
-            opponent_labels=labels[opponents],
+            training_labels=self._stored_labels(rows),
+            opponent_labels=self._stored_labels(opponents),
             about=self._about() | {"k": k},
             **joined,
         )
@@ -127,10 +126,10 @@ class Answers(Scorer):
         order = np.argsort(-every[rows], kind="stable")[:k]
         chosen = rows[order]
         return Suspects(
-            ids=self.index.ids[chosen],
+            ids=self.index.names(chosen),
             scores=every[chosen],
             score=score,
-            labels=self._stored_labels()[chosen],
+            labels=self._stored_labels(chosen),
             predictions=self._stored_predictions(chosen),
             about=self._about() | {"score": score},
         )

@@ -17,7 +17,7 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy, check_number
 from whence._errors import WhenceError
-from whence.attribution.question import Question, hide, join, shares
+from whence.attribution.question import Question, hide, shares
 from whence.attribution.training_set import TrainingSet
 from whence.data import Batch
 from whence.index import Index, Method, Shard
@@ -201,14 +201,11 @@ class Scorer(ABC):
         """Return targets as one label a sample (or position): a class, or a value."""
         return _by_rows(self.layer.loss.labels, target, like.ndim - 1)
 
-    def _stored_labels(self) -> np.ndarray:
-        """Return the label of every stored sample, shape ``(N,)`` or ``(N, L)``."""
-        return join(
-            [
-                hide(self._labels(shard.target, shard.phi), _counted(shard.phi, shard.weight))
-                for shard in self.index.shards
-            ]
-        )
+    def _stored_labels(self, rows: np.ndarray) -> np.ndarray:
+        """Return the labels of some stored samples, of the shape of ``rows``, or with one axis more."""
+        shard = self.index.take(rows.ravel())
+        labels = hide(self._labels(as_numpy(shard.target), shard.phi), _counted(shard.phi, shard.weight))
+        return labels.reshape(*rows.shape, *labels.shape[1:])
 
     def _stored_predictions(self, rows: np.ndarray) -> np.ndarray:
         """Return the predictions of some stored samples, shape ``(n,)`` or ``(n, L)``."""

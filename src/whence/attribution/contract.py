@@ -271,7 +271,7 @@ class Attribution(Answers):
 
     def _vectors(self, cache: CACHE, load_path: str | Path | None, save_path: str | Path | None) -> Index:
         """Return the index that vectors come from, loaded or saved as the paths say."""
-        return stored_vectors(self.index, self._to_store(), self._coefficients, cache, load_path, save_path)
+        return stored_vectors(self.index, self._to_store, self._coefficients, cache, load_path, save_path)
 
     def _save_values(self, path: str | Path, queries: list[Queries], index: Index) -> None:
         rows = []

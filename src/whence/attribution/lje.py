@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from whence._arrays import Array, as_numpy, astype, check_number
 from whence._errors import WhenceError
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
-from whence.attribution.solver import build_solver, check_factory
+from whence.attribution.solver import build_solver, check_factory, factory_arguments
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.index import Shard
 from whence.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel
+from whence.models.stored import describe_layer, describe_object
 from whence.search import Queries
 
 __all__ = ["RepresenterPointLJE"]
@@ -66,6 +68,12 @@ class RepresenterPointLJE(Attribution):
         Of the draw of ``n_samples_for_hessian``.
     progress : bool, optional
         ``None`` shows progress bars on a terminal, ``True`` always, ``False`` never.
+    index_path : path, optional
+        A folder for what is stored of the training set, which may then be larger than memory. If it holds
+        some of it already, as after an interruption, that is not computed again. See
+        :func:`~whence.load_index`.
+    feature_dtype : {None, "float16", "float32"}, default=None
+        What features are stored as; ``None`` leaves them as the model gives them.
 
     Attributes
     ----------
@@ -107,6 +115,8 @@ class RepresenterPointLJE(Attribution):
         ids: Any = None,
         seed: int = 0,
         progress: bool | None = None,
+        index_path: str | Path | None = None,
+        feature_dtype: Any = None,
     ) -> None:
         check_factory(ihvp_calculator_factory, n_samples_for_hessian, shuffle_buffer_size)
         check_number(epsilon, "epsilon")
@@ -115,7 +125,16 @@ class RepresenterPointLJE(Attribution):
             raise WhenceError(
                 "decomposition", "'exact' or 'elementwise'", repr(decomposition), "Choose one."
             )
-        super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
+        super().__init__(
+            influence_model,
+            dataset,
+            target_layer,
+            label=label,
+            ids=ids,
+            progress=progress,
+            index_path=index_path,
+            feature_dtype=feature_dtype,
+        )
         if decomposition == "elementwise" and self._has_positions:
             raise WhenceError(
                 "decomposition",
@@ -123,6 +142,8 @@ class RepresenterPointLJE(Attribution):
                 "'elementwise', which divides by the one row of features that a sample has",
                 "Leave it out.",
             )
+        self._factory = ihvp_calculator_factory
+        self._drawn = (n_samples_for_hessian, shuffle_buffer_size, seed)
         self.epsilon = epsilon
         self.step_size = step_size
         self.decomposition = decomposition
@@ -151,6 +172,30 @@ class RepresenterPointLJE(Attribution):
             "epsilon": self.epsilon,
             **self.ihvp.about(),
         }
+
+    def _settings(self) -> dict[str, Any]:
+        n_samples_for_hessian, shuffle_buffer_size, seed = self._drawn
+        factory = self._factory
+        return {
+            "class": self.method,
+            "arguments": {
+                "n_samples_for_hessian": n_samples_for_hessian,
+                "shuffle_buffer_size": shuffle_buffer_size,
+                "epsilon": self.epsilon,
+                "step_size": self.step_size,
+                "decomposition": self.decomposition,
+                "label": self.label,
+                "seed": seed,
+            },
+            "factory": describe_object(factory, "whence.ihvp", factory_arguments(factory)),
+            "layer": describe_layer(self.layer, self.influence_model.layer_name),
+        }
+
+    def _state(self) -> dict[str, np.ndarray]:
+        return {"theta": as_numpy(self.layer.theta), **self.ihvp.state()}
+
+    def _check_weights(self) -> np.ndarray:
+        return np.concatenate([as_numpy(self.expanded_layer.theta), as_numpy(self.theta_dagger)])
 
     def _coefficients(self, block: Block) -> Array:
         if self.decomposition == "elementwise":

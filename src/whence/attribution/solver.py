@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from whence.ihvp import InverseHessianVectorProduct, Solution
 from whence.index import shuffle_buffer_sample
 from whence.linear_layer import Blocks, LinearLayer
 
-__all__ = ["build_solver", "check_factory"]
+__all__ = ["build_solver", "check_factory", "factory_arguments"]
 
 
 def check_factory(factory: Any, n_samples_for_hessian: int | None, shuffle_buffer_size: int) -> None:
@@ -29,6 +30,13 @@ def check_factory(factory: Any, n_samples_for_hessian: int | None, shuffle_buffe
             described(factory),
             "Pass an object with a build method, e.g. ExactIHVPFactory().",
         )
+
+
+def factory_arguments(factory: Any) -> dict[str, Any]:
+    """Return the arguments that a factory was made with, as far as it keeps them by their names."""
+    options = getattr(factory, "options", None)
+    names = [name for name in inspect.signature(type(factory).__init__).parameters if name != "self"]
+    return {name: getattr(factory, name, getattr(options, name, None)) for name in names}
 
 
 def build_solver(

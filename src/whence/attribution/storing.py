@@ -29,7 +29,7 @@ __all__ = ["check_cache", "check_values_folder", "save_arrays", "stored_vectors"
 
 def stored_vectors(
     index: Index,
-    method: Method,
+    method: Callable[[], Method],
     coefficients: Callable[[Block], Array],
     cache: CACHE,
     load_path: str | Path | None,
@@ -37,10 +37,10 @@ def stored_vectors(
 ) -> Index:
     """Return the index that vectors come from, loaded or saved as the paths say."""
     if load_path is not None:
-        return _loaded(index, method, load_path)
+        return _loaded(index, method(), load_path)
     if save_path is not None:
         stored = _opened(index, save_path) if holds_index(save_path) else write_index(index, save_path)
-        stored.store_coefficients(coefficients, lambda: method)
+        stored.store_coefficients(coefficients, method)
         return stored if cache is CACHE.DISK else index
     if cache is CACHE.DISK and not isinstance(index, StoredIndex):
         raise WhenceError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+import numpy as np
 
 from whence._arrays import WORKSPACE_BYTES, Array, astype, check_finite, namespace, row_slices
 from whence._errors import WhenceError
@@ -99,6 +101,10 @@ class InverseHessianVectorProduct(ABC):
         """Return ``(H + lam) V`` for a stack ``(m, d, C)``, from the training samples."""
         self._check_shape(vectors)
         return self.layer.hessian_product(self.blocks, vectors, self.damping)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the arrays that its factory restores it from, so that it need not be built again."""
+        return {}
 
     def about(self) -> dict[str, Any]:
         """Return what results say of the solver: its name, the matrix that it inverts, its settings."""
@@ -234,6 +240,15 @@ class InverseHessianVectorProductFactory(ABC):
             Training samples as blocks ``(phi, target, weight)`` if ``model`` is a layer, else a batched
             dataset of the user's framework.
         """
+
+    def restore(
+        self, model: Any, dataset: Any, state: Mapping[str, np.ndarray]
+    ) -> InverseHessianVectorProduct:
+        """Build the solver from the :meth:`~InverseHessianVectorProduct.state` of one like it.
+
+        This one leaves the state aside and builds anew; a solver that is costly to build overrides it.
+        """
+        return self.build(model, dataset)
 
 
 def check_curvature(curvature: Any) -> None:

@@ -151,6 +151,11 @@ class CGDIHVPFactory(InverseHessianVectorProductFactory):
         )
         self.options = options.checked("n_cgd_iters")
 
+    @property
+    def n_cgd_iters(self) -> int:
+        """The most iterations that a solve may take."""
+        return self.options.max_iterations
+
     def build(self, model: Any, dataset: Any) -> CGDIHVP:
         """Prepare the products and the preconditioner; see the base class."""
         layer, blocks = linear_system(model, dataset)

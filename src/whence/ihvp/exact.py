@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from whence._arrays import (
     check_number,
     cholesky,
     itemsize,
+    like,
     namespace,
     row_slices,
     rows_at_once,
@@ -79,6 +81,8 @@ class ExactIHVP(InverseHessianVectorProduct):
     cutoff : float or None, default=None
         With ``damping=0``, eigenvalues up to ``cutoff`` times the largest count as zero. ``None`` takes
         ``max(m, 10) * eps``, ``m`` the size of the matrix and ``eps`` that of the assembly's precision.
+    state : mapping of str to array, optional
+        What :meth:`state` gave of a solver of the same layer and samples: nothing is assembled then.
 
     Raises
     ------
@@ -101,16 +105,49 @@ class ExactIHVP(InverseHessianVectorProduct):
         damping: float,
         curvature: str = "hessian",
         cutoff: float | None = None,
+        state: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         super().__init__(layer, blocks, damping, curvature)
         self._relative_residual: float | None = None
+        self._factors: list[Any]
+        if state is not None:
+            self._restore(state)
+            return
         self._refuse_if_too_large()
         self._matrices, self._is_whole, eps = self._damped_matrices()
         if damping == 0:
-            self._factors: list[Any] = [_pseudo_inverse(m, cutoff, eps) for m in self._matrices]
+            self._factors = [_pseudo_inverse(m, cutoff, eps) for m in self._matrices]
             self._refuse_if_indefinite()
         else:
             self._factors = [self._factorise(matrix) for matrix in self._matrices]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the factors, or the pseudo-inverses and their eigenvalues."""
+        arrays = {"is_whole": np.asarray(self._is_whole)}
+        for number, factor in enumerate(self._factors):
+            if self.damping == 0:
+                arrays[f"eigenvalues-{number}"] = as_numpy(factor.eigenvalues)
+                arrays[f"inverse-{number}"] = as_numpy(factor.inverse())
+            else:
+                arrays[f"factor-{number}"] = as_numpy(factor.factor)
+        return arrays
+
+    def _restore(self, state: Mapping[str, np.ndarray]) -> None:
+        def place(name: str) -> Array:
+            array = np.array(state[name], order="F")  # LAPACK's order, in memory of its own
+            return like(array, self.layer.theta)
+
+        self._is_whole = bool(state["is_whole"])
+        self._factors = []
+        while f"inverse-{len(self._factors)}" in state or f"factor-{len(self._factors)}" in state:
+            number = len(self._factors)
+            if self.damping == 0:
+                factor: Any = _pseudo_inverse.__new__(_pseudo_inverse)
+                factor.eigenvalues = place(f"eigenvalues-{number}")
+                factor._inverse = place(f"inverse-{number}")
+            else:
+                factor = cholesky.from_factor(place(f"factor-{number}"))
+            self._factors.append(factor)
 
     def solve(self, right: Array) -> Solution:
         """Solve for a stack of right-hand sides ``(m, d, C)``; see the base class."""
@@ -339,6 +376,11 @@ class ExactIHVPFactory(InverseHessianVectorProductFactory):
         """Assemble and factorise; see the base class."""
         layer, blocks = linear_system(model, dataset)
         return with_model(ExactIHVP(layer, blocks, self.damping, self.curvature), model)
+
+    def restore(self, model: Any, dataset: Any, state: Mapping[str, np.ndarray]) -> ExactIHVP:
+        """Take the factors from ``state``; see the base class."""
+        layer, blocks = linear_system(model, dataset)
+        return with_model(ExactIHVP(layer, blocks, self.damping, self.curvature, state=state), model)
 
 
 class _pseudo_inverse:

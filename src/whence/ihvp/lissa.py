@@ -209,6 +209,11 @@ class LissaIHVPFactory(InverseHessianVectorProductFactory):
         self.batch_size = batch_size
         self.seed = seed
 
+    @property
+    def n_opt_iters(self) -> int:
+        """The most iterations that a solve may take."""
+        return self.options.max_iterations
+
     def build(self, model: Any, dataset: Any) -> LissaIHVP:
         """Prepare the products and find the scale; see the base class."""
         layer, blocks = linear_system(model, dataset)

@@ -1,0 +1,136 @@
+"""A method made again from a stored index, without the training set and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whence._errors import WhenceError
+from whence.attribution.contract import Attribution
+from whence.attribution.lje import RepresenterPointLJE
+from whence.attribution.solver import check_factory
+from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
+from whence.index import StoredIndex, StoredMethod, stored_methods
+from whence.models.stored import StoredModel, made_from
+
+__all__ = ["load_index"]
+
+#: The methods that can be made again from what they store.
+METHODS: dict[str, type[Any]] = {"RepresenterPointLJE": RepresenterPointLJE}
+
+
+def load_index(
+    path: str | Path,
+    *,
+    method: str | None = None,
+    ihvp_calculator_factory: InverseHessianVectorProductFactory | None = None,
+    verify: bool = True,
+    progress: bool | None = None,
+) -> Attribution:
+    """Open a stored index, to explain samples by their features alone.
+
+    Parameters
+    ----------
+    path : path
+        The folder that a method was made with (``index_path=``), or that its vectors were saved to.
+    method : str, optional
+        Which method, by the name of its folder, where the index holds several.
+    ihvp_calculator_factory : InverseHessianVectorProductFactory, optional
+        The solver that the method was made with, if that is one of your own: it is built again.
+    verify : bool, default=True
+        Whether to compare every file with its checksum first; lengths are compared in any case.
+    progress : bool, optional
+        ``None`` shows progress bars on a terminal, ``True`` always, ``False`` never.
+
+    Returns
+    -------
+    RepresenterPointLJE
+        As it was, with the features of samples in place of the model's inputs: an array ``(n, d)``
+        without the bias's constant, or batches of such. ``explain``, ``influences`` and
+        ``compute_influence_values`` and all others work as before.
+
+    Raises
+    ------
+    WhenceError
+        If there is no index, it is damaged, or it cannot be used without the model.
+
+    Examples
+    --------
+    ::
+
+        whence.RepresenterPointLJE(model, train, whence.ExactIHVPFactory(), index_path="train.index")
+        # elsewhere, without the model and the training set:
+        whence.load_index("train.index").explain(features, k=5)
+    """
+    index = StoredIndex(path, verify=verify)
+    stored = _chosen(index, method)
+    settings = stored.settings
+    state = stored.state
+    if settings.get("class") not in METHODS or settings.get("layer") is None:
+        raise WhenceError(
+            f"path {str(index.folder)!r}",
+            f"a method of {', '.join(METHODS)} with a loss in closed form",
+            f"{stored.about.get('method')} with loss {stored.about.get('loss')}",
+            "Make it with the model, index_path= this folder: nothing is computed twice.",
+        )
+    if ihvp_calculator_factory is None:
+        if settings.get("factory") is None:
+            raise WhenceError(
+                "ihvp_calculator_factory",
+                f"the factory that the index was made with, which gave a {stored.about.get('solver')}",
+                "None",
+                "Pass it: a solver of your own cannot be made from its name.",
+            )
+        ihvp_calculator_factory = made_from(
+            settings["factory"], "whence.ihvp", InverseHessianVectorProductFactory
+        )
+    check_factory(ihvp_calculator_factory, None, 1)
+    model = StoredModel(index, settings["layer"], state.pop("theta"))
+    factory = _Restoring(ihvp_calculator_factory, state)
+    made: Attribution = METHODS[settings["class"]](
+        model, index, factory, progress=progress, **settings["arguments"]
+    )
+    return made
+
+
+def _chosen(index: StoredIndex, name: str | None) -> StoredMethod:
+    found = stored_methods(index.folder)
+    chosen = [stored for stored in found if name in (None, stored.folder.name)]
+    if len(chosen) == 1:
+        return chosen[0]
+    if not found:
+        raise WhenceError(
+            f"path {str(index.folder)!r}",
+            "an index with a method on it",
+            "features alone",
+            "Make a method with index_path= this folder.",
+        )
+    listed = "; ".join(f"{s.folder.name}: {_differences(s, found)}" for s in found)
+    raise WhenceError("method", "the name of one of the methods that the index holds", repr(name), listed)
+
+
+def _differences(stored: StoredMethod, all_stored: list[StoredMethod]) -> str:
+    """Return what tells a method from the others of an index."""
+    about = stored.about
+    keys = [key for key in about if any(other.about.get(key) != about[key] for other in all_stored)]
+    return ", ".join(f"{key} {about[key]!r}" for key in keys or ["method"])
+
+
+class _Restoring(InverseHessianVectorProductFactory):
+    """Builds what another factory builds, from its stored state."""
+
+    def __init__(
+        self, factory: InverseHessianVectorProductFactory, state: Mapping[str, np.ndarray]
+    ) -> None:
+        self.factory = factory
+        self._state = state
+
+    def build(self, model: Any, dataset: Any) -> InverseHessianVectorProduct:
+        """Restore the solver, or build it anew if it has no state."""
+        restore = getattr(self.factory, "restore", None)
+        if restore is None or not self._state:
+            return self.factory.build(model, dataset)
+        return restore(model, dataset, self._state)
