@@ -190,7 +190,7 @@ class IterativeIHVP(InverseHessianVectorProduct):
             part = xp.take(residual, todo, axis=0)
             scale = norms(part)[:, None, None]
             # A little below what is left to do, so that rounding does not make another round necessary.
-            targets = np.maximum(0.7 * tolerance / before, 1e-13)
+            targets = np.maximum(0.5 * tolerance / before, 1e-13)
             run = self._descend(
                 astype(part / scale, precision), xp.asarray(targets, dtype=precision), limit - taken
             )
@@ -214,7 +214,7 @@ class IterativeIHVP(InverseHessianVectorProduct):
 
     def _report(self, residual: float, iterations: int) -> None:
         """Raise, or warn, that the tolerance was missed."""
-        self.operator.refuse_if_indefinite() if self.layer.curvature_is_dense else None
+        self.operator.refuse_if_indefinite()
         options = self.options
         helps = [f"Raise {self.iterations_argument} or the damping (={self.damping:g})"]
         if options.preconditioner is None:

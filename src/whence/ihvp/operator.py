@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -123,11 +124,13 @@ class DampedHessian:
             pre-activations makes it indefinite.
         """
         refuse_if_singular(self.layer, self.blocks, self.damping)
-        if self.layer.curvature_is_dense and not self.layer.gauss_newton and self._may_be_indefinite():
+        if self.may_be_indefinite:
             self.refuse_if_indefinite()
 
     def refuse_if_indefinite(self) -> None:
-        """Raise if the smallest eigenvalue is negative."""
+        """Raise if the smallest eigenvalue is not positive, unless that is known already."""
+        if not self.may_be_indefinite:
+            return
         smallest = self.smallest_eigenvalue()
         if smallest <= 0:
             raise NotPositiveDefiniteError(
@@ -137,19 +140,27 @@ class DampedHessian:
                 "loss that is not convex in the pre-activations has an indefinite Hessian.",
             )
 
-    def _may_be_indefinite(self) -> bool:
-        """Whether some ``K_i`` has an eigenvalue further below zero than the damping allows for all."""
-        for block in by_rows(self.blocks):
-            n_rows = max(1, WORKSPACE_BYTES // (32 * self.layer.n_outputs**2))
-            for rows in row_slices(block.phi.shape[0], n_rows):
-                weight = None if block.weight is None else block.weight[rows]
-                part = Block(block.phi[rows, :], block.target[rows, ...], weight)
-                matrices = self.layer.curvatures(part).matrices()
-                xp = namespace(matrices)
-                values = xp.linalg.eigvalsh(matrices)
-                rounding = 100 * xp.finfo(values.dtype).eps
-                if bool(xp.any(values[:, 0] < -rounding * xp.max(xp.abs(values)))):
-                    return True
+    @cached_property
+    def may_be_indefinite(self) -> bool:
+        """Whether some ``K_i`` has a negative eigenvalue. If none has, ``H`` has none either."""
+        return not self.layer.gauss_newton and any(map(self._bends_down, by_rows(self.blocks)))
+
+    def _bends_down(self, block: Block) -> bool:
+        n_rows = max(1, WORKSPACE_BYTES // (32 * self.layer.n_outputs**2))
+        for rows in row_slices(block.phi.shape[0], n_rows):
+            weight = None if block.weight is None else block.weight[rows]
+            part = Block(block.phi[rows, :], block.target[rows, ...], weight)
+            curvature = self.layer.curvatures(part)
+            if curvature.dense is None and curvature.root is not None and curvature.rows_sum_to_zero:
+                return False  # softmax
+            if curvature.diagonal is not None and curvature.root is None:
+                values = curvature.diagonal
+            else:
+                values = namespace(block.phi).linalg.eigvalsh(curvature.matrices())
+            xp = namespace(values)
+            rounding = 100 * float(xp.finfo(values.dtype).eps) * float(xp.max(xp.abs(values)))
+            if float(xp.min(values)) < -rounding:
+                return True
         return False
 
 
