@@ -1,8 +1,10 @@
 """The store of a training set, in memory or on disk."""
 
-from whence.index.base import CACHE, Index, Shard, shuffle_buffer_sample
+from whence.index.base import CACHE, Index, shuffle_buffer_sample
+from whence.index.building import Writer, write_index
 from whence.index.methods import Method, StoredMethod, stored_methods
-from whence.index.store import StoredIndex, Writer, check_folder, holds_index, write_index
+from whence.index.shard import Shard
+from whence.index.store import StoredIndex, check_folder, holds_index
 
 __all__ = [
     "CACHE",

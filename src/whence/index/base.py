@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_finite, itemsize, namespace
+from whence._arrays import Array, as_numpy, namespace
 from whence._errors import WhenceError
+from whence.index.shard import (
+    RowBuffer,
+    Shard,
+    check_feature_dtype,
+    joined,
+    joined_weights,
+    narrow,
+    shard_rows,
+)
 from whence.linear_layer import Block
 
-__all__ = ["CACHE", "Index", "RowBuffer", "Shard", "narrow", "shuffle_buffer_sample", "widen"]
-
-#: Bytes of features that one shard holds, counted in the precision that they are used in.
-SHARD_BYTES = 64 * 2**20
-
-#: What features may be stored as, where another dtype than their own is asked for.
-FEATURE_DTYPES = ("float16", "float32")
+__all__ = ["CACHE", "Index", "check_ids", "shuffle_buffer_sample"]
 
 
 class CACHE(Enum):
@@ -39,126 +41,6 @@ class CACHE(Enum):
     MEMORY = 0
     DISK = 1
     NO_CACHE = 2
-
-
-def widen(features: Array) -> Array:
-    """Return features in the precision of arithmetic: half precision is for storing only."""
-    xp = namespace(features)
-    return features if itemsize(features) >= 4 else astype(features, xp.float32)
-
-
-def narrow(features: Array, dtype: str | None, where: str = "the training set") -> Array:
-    """Return features in the precision of the store, or raise if they do not fit.
-
-    Examples
-    --------
-    >>> narrow(np.asarray([[1.0, 70000.0]]), "float16")
-    Traceback (most recent call last):
-        ...
-    whence._errors.WhenceError: feature_dtype: expected finite values in the training set, got 1 NaN or
-    infinite values. Features above 65504 do not fit into float16: store them as float32.
-    """
-    if dtype is None:
-        return features
-    with np.errstate(over="ignore"):  # looked for right here
-        narrowed = astype(features, getattr(namespace(features), dtype))
-    if dtype == "float16":
-        fix = "Features above 65504 do not fit into float16: store them as float32."
-        check_finite(narrowed, "feature_dtype", where, fix)
-    return narrowed
-
-
-def check_feature_dtype(dtype: Any) -> str | None:
-    """Return the name of a dtype that features can be stored in; ``None`` leaves them as they are."""
-    name = None if dtype is None else getattr(np.dtype(dtype), "name", "")
-    if name is None or name in FEATURE_DTYPES:
-        return name
-    raise WhenceError(
-        "feature_dtype", f"None or one of {', '.join(FEATURE_DTYPES)}", repr(dtype), "Choose one."
-    )
-
-
-@dataclass
-class Shard:
-    """A run of consecutive training samples.
-
-    Attributes
-    ----------
-    features : array of shape (n, d), or (n, L, d) along a sequence
-        As stored, perhaps in half precision; ``phi`` are the same in the precision of arithmetic.
-    target : array of shape (n,) or (n, C), or (n, L, ...)
-    weight : array of shape (n,) or (n, L), or None
-    fingerprint : array of shape (n,), uint64
-    coefficients : array of shape (n, C) or (n, L, C), or None
-        What each sample's features are weighed with: its residuals, for most methods.
-    """
-
-    features: Array
-    target: Array
-    weight: Array | None
-    fingerprint: np.ndarray
-    coefficients: Array | None = None
-
-    @property
-    def n_samples(self) -> int:
-        """How many samples it holds."""
-        return int(self.features.shape[0])
-
-    @property
-    def phi(self) -> Array:
-        """The features, in single precision at least."""
-        return widen(self.features)
-
-    @property
-    def block(self) -> Block:
-        """What the linear layer sees of it."""
-        return Block(self.phi, self.target, self.weight)
-
-    def rows(self, start: int, stop: int) -> Shard:
-        """Return some of its rows, as views."""
-        if start == 0 and stop == self.n_samples:
-            return self
-
-        def cut(array: Any) -> Any:
-            return None if array is None else array[start:stop, ...]
-
-        arrays = (self.features, self.target, self.weight, self.fingerprint, self.coefficients)
-        return Shard(*map(cut, arrays))
-
-
-class RowBuffer:
-    """Batches on their way into shards."""
-
-    def __init__(self) -> None:
-        self._parts: list[Shard] = []
-        self.n_rows = 0
-
-    def add(self, part: Shard) -> None:
-        """Put some rows behind those that are here."""
-        self._parts.append(part)
-        self.n_rows += part.n_samples
-
-    def take(self, n_rows: int) -> Shard:
-        """Remove the first ``n_rows`` rows and return them as one shard."""
-        taken: list[Shard] = []
-        missing = n_rows
-        while missing:
-            part = self._parts[0]
-            if part.n_samples <= missing:
-                self._parts.pop(0)
-            else:
-                self._parts[0] = part.rows(missing, part.n_samples)
-                part = part.rows(0, missing)
-            taken.append(part)
-            missing -= part.n_samples
-        self.n_rows -= n_rows
-        weights = joined_weights([(p.weight, p.features.shape[:-1]) for p in taken], taken[0].features)
-        return Shard(
-            _join([p.features for p in taken]),
-            _join([p.target for p in taken]),
-            weights,
-            np.concatenate([p.fingerprint for p in taken]),
-        )
 
 
 class Index:
@@ -334,14 +216,14 @@ class Index:
             pieces.append((array, (at.size, *shard.features.shape[1:-1]), shard.features))
             places.append(wanted)
         if name == "weight":
-            joined = joined_weights([piece[:2] for piece in pieces], pieces[0][2])
+            result = joined_weights([piece[:2] for piece in pieces], pieces[0][2])
         else:
-            joined = None if pieces[0][0] is None else _join([piece[0] for piece in pieces])
-        if joined is None or len(pieces) == 1:
-            return joined
-        xp = namespace(joined)
+            result = None if pieces[0][0] is None else joined([piece[0] for piece in pieces])
+        if result is None or len(pieces) == 1:
+            return result
+        xp = namespace(result)
         back = np.argsort(np.concatenate(places), kind="stable")
-        return xp.take(joined, xp.asarray(back), axis=0)
+        return xp.take(result, xp.asarray(back), axis=0)
 
     def take(self, rows: np.ndarray) -> Shard:
         """Return the given rows as one shard, in the given order."""
@@ -353,12 +235,6 @@ class Index:
         part = Index()
         part.shards = [self.take(rows)]
         return part
-
-
-def shard_rows(phi: Array) -> int:
-    """Return how many samples a shard has, whatever the batches."""
-    row_bytes = int(np.prod(phi.shape[1:])) * max(4, itemsize(phi))
-    return max(1, SHARD_BYTES // max(1, row_bytes))
 
 
 def check_ids(ids: Any, n_samples: int) -> np.ndarray | None:
@@ -415,32 +291,3 @@ def shuffle_buffer_sample(
             buffer[place] = buffer[-1]
             buffer.pop()
     return np.sort(np.asarray(drawn, dtype=np.int64))
-
-
-def joined_weights(parts: Sequence[tuple[Any, tuple[int, ...]]], like: Array) -> Any:
-    """Join sample weights ``(weight or None, shape)``; those that were not given count 1."""
-    given = [weight for weight, _ in parts if weight is not None]
-    if not given:
-        return None
-    xp = namespace(like)
-    dtype = given[0].dtype
-    return _join([xp.ones(shape, dtype=dtype) if w is None else w for w, shape in parts])
-
-
-def _join(arrays: list[Any]) -> Any:
-    """Join along the samples; shorter sequences are padded with zeros, of weight zero, too."""
-    if len(arrays) == 1:
-        return arrays[0]
-    xp = namespace(arrays[0])
-    if arrays[0].ndim > 1:
-        longest = max(array.shape[1] for array in arrays)
-        arrays = [_padded(array, longest) for array in arrays]
-    return xp.concat(arrays, axis=0)
-
-
-def _padded(array: Any, n_positions: int) -> Any:
-    xp = namespace(array)
-    n, length, *rest = array.shape
-    if length == n_positions:
-        return array
-    return xp.concat([array, xp.zeros((n, n_positions - length, *rest), dtype=array.dtype)], axis=1)

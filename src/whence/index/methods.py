@@ -13,8 +13,8 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
-from whence.index.base import Shard
 from whence.index.files import Lock, check_checksum, check_size, open_array, write_array, write_json
+from whence.index.shard import Shard
 
 __all__ = ["METHOD_FILE", "Method", "StoredMethod", "stored_methods", "write_method"]
 

@@ -1,0 +1,303 @@
+"""Building an index on disk, from the beginning or from where an earlier run stopped."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whence._arrays import Array, as_numpy
+from whence._errors import WhenceError
+from whence.index.base import Index, check_ids
+from whence.index.files import Lock, explain_failures, open_array, write_array, write_json
+from whence.index.shard import Shard, check_feature_dtype, narrow, shard_rows
+from whence.index.store import (
+    ARRAYS,
+    BEGUN,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    StoredIndex,
+    check_folder,
+    damage,
+    holds_index,
+    map_shard,
+    read_json,
+    refuse_other,
+)
+
+__all__ = ["Writer", "write_index"]
+
+#: How far features may differ from those stored, relative to the largest: what another device or batch
+#: size makes of the same model stays far below.
+FEATURE_TOLERANCE = 1e-2
+
+PLANNED = (
+    "format",
+    "format_version",
+    "library_version",
+    "identity",
+    "feature_dtype",
+    "n_features",
+    "shard_rows",
+)
+
+
+class Writer(Index):
+    """Builds an index on disk and goes on where an earlier run stopped.
+
+    What is complete and unharmed is kept: its samples are recognised and skipped. Use it like an
+    :class:`Index`; ``finish`` returns the :class:`StoredIndex`.
+
+    Parameters
+    ----------
+    path : path
+    feature_dtype : {None, "float16", "float32"}, default=None
+
+    Raises
+    ------
+    WhenceError
+        If the folder holds other files, or another process is building there.
+    """
+
+    def __init__(self, path: str | Path, feature_dtype: Any = None) -> None:
+        super().__init__(feature_dtype)
+        self.folder = Path(path)
+        check_folder(self.folder)
+        with explain_failures(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock: Lock | None = None
+        self._plan: dict[str, Any] | None = None
+        self._manifest: dict[str, Any] | None = None
+        self._records: dict[int, dict[str, Any]] = {}
+        self._n_seen = 0
+        self._look()
+        if self._manifest is None or len(self._records) < len(self._manifest["shards"]):
+            self._lock = Lock(self.folder)
+            self._look()  # another process may have gone on in between
+
+    def _look(self) -> None:
+        """Find out what the folder holds."""
+        fix = f"Delete {BEGUN} and {MANIFEST} only if you want to begin anew."
+        if (self.folder / BEGUN).is_file():
+            self._plan = read_json(self.folder / BEGUN, fix)
+        if holds_index(self.folder):
+            self._manifest = read_json(
+                self.folder / MANIFEST,
+                f"Delete {MANIFEST}: it is made again from the shards, which are kept.",
+            )
+            self._plan = self._plan or {key: self._manifest[key] for key in PLANNED}
+        if self._plan is not None:
+            self._feature_dtype = _agreed_dtype(self.folder, self._feature_dtype, self._plan)
+            self._shard_rows = self._plan["shard_rows"]
+        self._records = {}
+        for number, record in self._known_shards():
+            wrong = damage(self.folder, record)
+            if wrong is None:
+                self._records[number] = record
+            elif self._lock is not None:
+                message = f"path {str(self.folder)!r}: {wrong}; shard {number} is computed again."
+                warnings.warn(message, stacklevel=2)
+
+    def _known_shards(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        if self._manifest is not None:
+            yield from enumerate(self._manifest["shards"])
+            return
+        for file in sorted(self.folder.glob("shard-*.json")):
+            yield int(file.stem.split("-")[1]), json.loads(file.read_text())
+
+    # ------------------------------------------------------------------ building
+
+    def begin(self, identity: dict[str, Any]) -> None:
+        """Say what the features belong to; raise if the folder holds those of something else."""
+        self.identity = identity
+        if self._plan is not None:
+            refuse_other(self.folder, identity, self._plan["identity"])
+
+    def holds(self, fingerprint: np.ndarray) -> bool:
+        """Whether the next samples are stored already; they are then passed over."""
+        stop = self._n_seen + len(fingerprint)
+        if not self._shard_rows or len(fingerprint) == 0:
+            return False
+        numbers = range(self._n_seen // self._shard_rows, (stop - 1) // self._shard_rows + 1)
+        if not all(number in self._records for number in numbers):
+            return False
+        for number, rows, place in self._pieces(len(fingerprint)):
+            self._compare_prints(fingerprint[rows], number, place)
+        self._n_seen = stop
+        return True
+
+    def append(self, phi: Array, target: Array, weight: Array | None, fingerprint: Any) -> None:
+        """Add a batch of samples; those that are stored already are compared with what is there."""
+        features = as_numpy(narrow(phi, self._feature_dtype))
+        if self._plan is None:
+            self._write_plan(phi, features)
+        assert self._plan is not None
+        if list(features.shape[-1:]) != [self._plan["n_features"]]:
+            refuse_other(self.folder, {"d": features.shape[-1]}, {"d": self._plan["n_features"]})
+        weight = None if weight is None else as_numpy(weight)
+        batch = Shard(features, as_numpy(target), weight, np.asarray(fingerprint))
+        for number, rows, place in self._pieces(batch.n_samples):
+            piece = batch.rows(rows.start, rows.stop)
+            if number in self._records:
+                self._compare_prints(piece.fingerprint, number, place)
+                self._compare_features(piece.features, number, place)
+                continue
+            self._buffer.add(piece)
+            if self._buffer.n_rows == self._shard_rows:
+                self._write_shard(number)
+        self._n_seen += batch.n_samples
+
+    def finish(self, ids: Any = None) -> StoredIndex:
+        """Close the index, name its samples (positions by default) and return it."""
+        if self._buffer.n_rows:
+            self._write_shard((self._n_seen - 1) // self._shard_rows)
+        n_stored = sum(record["n_samples"] for record in self._records.values())
+        if n_stored != self._n_seen:
+            raise self._other_training_set(f"{n_stored} samples, where the training set has {self._n_seen}")
+        names = check_ids(ids, self._n_seen)
+        stamp = None if self._manifest is None else self._manifest["ids"]
+        if self._manifest is not None and names is not None:
+            there = None if stamp is None else open_array(self.folder / stamp["file"])
+            if there is None or not np.array_equal(there, names):
+                raise WhenceError(
+                    "ids",
+                    f"the ids that the index in {str(self.folder)!r} was built with",
+                    "other ids" if there is not None else "ids, where it has none",
+                    "Leave ids out to take those that are stored, or choose another path.",
+                )
+        if self._lock is not None:
+            if names is not None:
+                stamp = write_array(self.folder / "ids.npy", names)
+            self._write_manifest(stamp)
+        self.close()
+        return StoredIndex(self.folder, verify=False)
+
+    def close(self) -> None:
+        """Let others build here."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # ------------------------------------------------------------------- writing
+
+    def _write_plan(self, phi: Array, features: np.ndarray) -> None:
+        self._shard_rows = shard_rows(phi)
+        self._plan = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "library_version": importlib.import_module("whence").__version__,
+            "identity": self.identity,
+            "feature_dtype": features.dtype.name,
+            "n_features": int(features.shape[-1]),
+            "shard_rows": self._shard_rows,
+        }
+        write_json(self.folder / BEGUN, self._plan)
+
+    def _write_shard(self, number: int) -> None:
+        shard = self._buffer.take(self._buffer.n_rows)
+        arrays = {name: getattr(shard, name) for name in ARRAYS}
+        files = {
+            name: write_array(self.folder / f"{name}-{number:05d}.npy", array)
+            for name, array in arrays.items()
+            if array is not None
+        }
+        record = {"n_samples": shard.n_samples, "files": files}
+        write_json(self.folder / f"shard-{number:05d}.json", record)
+        self._records[number] = record
+
+    def _write_manifest(self, ids: dict[str, Any] | None) -> None:
+        assert self._plan is not None
+        records = [self._records[number] for number in range(len(self._records))]
+        self.shards = [map_shard(self.folder, record) for record in records]
+        content = self._plan | {
+            "n_samples": self._n_seen,
+            "order": self.order,
+            "ids": ids,
+            "shards": records,
+        }
+        self.shards = []
+        if content != self._manifest:
+            write_json(self.folder / MANIFEST, content)
+
+    # ----------------------------------------------------------------- comparing
+
+    def _pieces(self, n_rows: int) -> Iterator[tuple[int, slice, slice]]:
+        """Cut the next rows by shard: its number, which of the rows, and their place in the shard."""
+        start, stop = self._n_seen, self._n_seen + n_rows
+        while start < stop:
+            number, offset = divmod(start, self._shard_rows)
+            n = min(stop - start, self._shard_rows - offset)
+            first = start - self._n_seen
+            yield number, slice(first, first + n), slice(offset, offset + n)
+            start += n
+
+    def _compare_prints(self, fingerprint: np.ndarray, number: int, place: slice) -> None:
+        stored = map_shard(self.folder, self._records[number]).fingerprint[place]
+        if len(stored) < len(fingerprint):
+            n_stored = number * self._shard_rows + self._records[number]["n_samples"]
+            raise self._other_training_set(f"{n_stored} samples, where the training set goes on")
+        if not np.array_equal(stored, fingerprint):
+            first = int(np.flatnonzero(stored != fingerprint)[0])
+            row = number * self._shard_rows + place.start + first
+            raise self._other_training_set(self._difference(fingerprint[first], row))
+
+    def _difference(self, fingerprint: np.ndarray, row: int) -> str:
+        for record in self._records.values():
+            if (map_shard(self.folder, record).fingerprint == fingerprint).any():
+                return f"the same samples in another order, from sample {row} on"
+        return f"other samples, from sample {row} on"
+
+    def _compare_features(self, features: np.ndarray, number: int, place: slice) -> None:
+        """Raise if the model before the layer is not the one that the stored features are of."""
+        stored = map_shard(self.folder, self._records[number]).features[place]
+        there, here = stored.astype(np.float64), features.astype(np.float64)
+        if there.shape[1:] != here.shape[1:]:
+            n_positions = min(there.shape[1], here.shape[1])  # padded to the longest of the shard
+            there, here = there[:, :n_positions], here[:, :n_positions]
+        gap = float(np.abs(there - here).max(initial=0.0))
+        scale = float(np.abs(there).max(initial=0.0)) or 1.0
+        if gap > FEATURE_TOLERANCE * scale:
+            raise WhenceError(
+                f"path {str(self.folder)!r}",
+                "an index with the features that the model gives",
+                f"features that differ by {gap / scale:.2g} of the largest: those of other weights "
+                "before the layer",
+                "Give the path of an index of this model, or a new path.",
+            )
+
+    def _other_training_set(self, got: str) -> WhenceError:
+        return WhenceError(
+            f"path {str(self.folder)!r}",
+            "an index of the same training set in the same order",
+            f"one of {got}",
+            "Iterate it in the order that was stored (without a shuffle), or choose a new path.",
+        )
+
+
+def write_index(index: Index, path: str | Path) -> StoredIndex:
+    """Return ``index`` as stored in a folder, copied there shard by shard unless it is there already."""
+    if isinstance(index, StoredIndex) and Path(path).resolve() == index.folder.resolve():
+        return StoredIndex(index.folder, verify=False)
+    writer = Writer(path)
+    try:
+        writer.begin(index.identity)
+        for shard in index.shards:
+            fingerprint = as_numpy(shard.fingerprint)
+            if not writer.holds(fingerprint):
+                writer.append(shard.features, shard.target, shard.weight, fingerprint)
+        return writer.finish(index._ids)
+    finally:
+        writer.close()
+
+
+def _agreed_dtype(folder: Path, wanted: str | None, plan: dict[str, Any]) -> str | None:
+    stored = plan["feature_dtype"]
+    if wanted is not None and wanted != stored:
+        refuse_other(folder, {"feature_dtype": wanted}, {"feature_dtype": stored})
+    return stored if stored in ("float16", "float32") else check_feature_dtype(None)
