@@ -19,7 +19,7 @@ from whence.search import Queries, Vector, scores
 
 keras = pytest.importorskip("keras")
 BACKEND = keras.backend.backend()
-if BACKEND == "jax":  # float64 is what the numbers are compared in; it is not JAX's default
+if BACKEND == "jax":  # which refuses float64 by default
     pytest.importorskip("jax").config.update("jax_enable_x64", True)
 
 N, D, HIDDEN, C = 30, 6, 5, 3
@@ -96,6 +96,10 @@ def torch_model(dtype, tail=None):
 class Keras:
     """Keras on the backend of this process."""
 
+    def tolerance(self, dtype):
+        # On JAX and on torch, Keras's own operations compute in float32 whatever a layer's dtype.
+        return TOLERANCE[dtype if BACKEND == "tensorflow" else "float32"]
+
     def classifier(self, dtype, **options):
         options = {"start_layer": "head"} | options
         loss = options.pop("loss_function", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -125,6 +129,9 @@ class Keras:
 
 class PyTorch:
     """A torch.nn.Module, with DataLoaders."""
+
+    def tolerance(self, dtype):
+        return TOLERANCE[dtype]
 
     def classifier(self, dtype, **options):
         import torch
@@ -200,7 +207,7 @@ def check(method, expected, tolerance):
 def test_classifier(framework, dtype):
     lje = fitted(framework.classifier(dtype), framework.batches(X.astype(dtype), Y))
     expected = reference()
-    values, outputs, solves = check(lje, expected, TOLERANCE[dtype])
+    values, outputs, solves = check(lje, expected, framework.tolerance(dtype))
     test = framework.batches(TEST_X.astype(dtype), TEST_Y, size=3)
     assert_close(lje.influences(test, progress=False), values, solves)
     explanation = lje.explain(test, k=4)
@@ -228,12 +235,12 @@ def test_any_loss_and_tail(framework, dtype):
     index = wrapped.index(framework.batches(X.astype(dtype), reals), progress=False)
     dense = Dense(THETA, PHI, reals, log_cosh_of_softplus, lam=DAMPING)
     (shard,) = index.shards
-    tolerance = TOLERANCE[dtype]
+    tolerance = framework.tolerance(dtype)
     assert_close(wrapped.layer.residuals(shard.block), dense.residuals, tolerance)
     assert_close(wrapped.layer.hessian(index).matrix(), dense.hessian, max(tolerance, 1e-9))
-    assert_close(
-        wrapped.layer.losses(shard.block), [log_cosh_of_softplus(*p) for p in pairs(reals)], tolerance
-    )
+    losses = [log_cosh_of_softplus(*pair) for pair in pairs(reals)]
+    # Keras's LogCosh subtracts a log 2 that is rounded to float32.
+    assert_close(wrapped.layer.losses(shard.block), losses, max(tolerance, 1e-8))
     lje = whence.RepresenterPointLJE(wrapped, (X.astype(dtype), reals), solver, progress=False)
     values = lje.influences((X[:3].astype(dtype), reals[:3]), progress=False)
     totals = lje.explain((X[:3].astype(dtype), reals[:3]), k=1).totals
@@ -276,7 +283,7 @@ def test_plain_arrays_agree_too(dtype):
 def test_sample_weights(framework, dtype):
     arrays = X.astype(dtype), Y, WEIGHT.astype(dtype)
     lje = fitted(framework.classifier(dtype), framework.batches(*arrays))
-    check(lje, reference(weight=WEIGHT), TOLERANCE[dtype])
+    check(lje, reference(weight=WEIGHT), framework.tolerance(dtype))
 
 
 def kinds_of_dataset(framework, *arrays):
@@ -295,7 +302,7 @@ def test_every_kind_of_dataset(framework):
     expected = reference().theta_dagger
     for dataset in kinds_of_dataset(framework, X, Y):
         lje = fitted(wrapped, dataset)
-        assert_close(lje.theta_dagger, expected, 1e-8)
+        assert_close(lje.theta_dagger, expected, 100 * framework.tolerance("float64"))
         ((_, values, samples), *_) = lje.top_k(dataset, dataset, k=2)
         assert tuple(values.shape[1:]) == (2,)
         assert tuple(samples.shape[1:]) == (2, D)
@@ -320,7 +327,11 @@ def test_ids_caches_and_order(framework, tmp_path):
         {"influence_vector_in_cache": whence.CACHE.DISK, "load_influence_vector_ds_path": tmp_path / "v"},
     ):
         ((_, found, _),) = lje.top_k(test, train, k=3, **options)
-        assert_close(framework.host(found), -np.sort(-values, axis=1)[:, :3], 1e-6)
+        assert_close(
+            framework.host(found),
+            -np.sort(-values, axis=1)[:, :3],
+            max(1e-6, 10 * framework.tolerance("float64")),
+        )
 
 
 # -------------------------------------------------------------------------------------- bad input
