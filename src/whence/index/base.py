@@ -261,7 +261,9 @@ def check_ids(ids: Any, n_samples: int) -> np.ndarray | None:
         )
     unique, counts = np.unique(names, return_counts=True)
     if unique.shape != names.shape:
-        raise WhenceError("ids", "distinct ids", f"{unique[counts > 1][0]!r} twice", "Make them unique.")
+        raise WhenceError(
+            "ids", "distinct ids", f"{unique[counts > 1][0].item()!r} twice", "Make them unique."
+        )
     return names
 
 

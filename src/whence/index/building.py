@@ -140,6 +140,9 @@ class Writer(Index):
         assert self._plan is not None
         if list(features.shape[-1:]) != [self._plan["n_features"]]:
             refuse_other(self.folder, {"d": features.shape[-1]}, {"d": self._plan["n_features"]})
+        n_complete = None if self._manifest is None else self._manifest["n_samples"]
+        if n_complete is not None and self._n_seen + len(features) > n_complete:
+            raise self._other_training_set(f"{n_complete} samples, where the training set goes on")
         weight = None if weight is None else as_numpy(weight)
         batch = Shard(features, as_numpy(target), weight, np.asarray(fingerprint))
         for number, rows, place in self._pieces(batch.n_samples):

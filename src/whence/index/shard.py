@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 #: Bytes of features that one shard holds, counted in the precision that they are used in.
-SHARD_BYTES = 64 * 2**20
+SHARD_BYTES = 32 * 2**20
 
 #: What features may be stored as, where another dtype than their own is asked for.
 FEATURE_DTYPES = ("float16", "float32")

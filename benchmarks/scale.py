@@ -1,0 +1,175 @@
+"""An index on disk, larger than what one holds in memory: time per GiB, search, peak memory.
+
+    python benchmarks/scale.py
+
+Features of a layer of 256 x 10 (and a bias) are built from blocks, so that no model's time plays a part.
+Each size runs in a process of its own: the index is built, scanned, given its coefficients, opened again
+with ``load_index``, and asked for the top 5 of 100 samples. The same bytes as plain ``.npy`` files, and the
+matrix products of the search at the rate measured right before and after it, stand beside it. Files lie in
+a temporary folder (``--folder``) and are deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from _common import N_QUERIES, in_process, parser, peak_megabytes
+
+D, C = 256, 10
+SIZES = (100_000, 300_000, 1_000_000)
+BLOCK_ROWS = 8192
+TOP = 5
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Return the wall-clock time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def blocks(n_samples: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield features with the bias's constant, labels and fingerprints; every block differs."""
+    rng = np.random.default_rng(0)
+    features = np.maximum(rng.standard_normal((BLOCK_ROWS, D + 1), dtype=np.float32), 0)
+    features[:, -1] = 1
+    labels = rng.integers(0, C, BLOCK_ROWS)
+    for start in range(0, n_samples, BLOCK_ROWS):
+        n = min(BLOCK_ROWS, n_samples - start)
+        features[:, start // BLOCK_ROWS % D] *= 1.01
+        yield features[:n].copy(), labels[:n], np.arange(start, start + n, dtype=np.uint64)
+
+
+def plain(n_samples: int, folder: Path) -> dict:
+    """Write and scan the features as plain ``.npy`` files of the same size."""
+    rows = 32 * 2**20 // (4 * (D + 1))
+    files, n_bytes, writing = [], 0, 0.0
+    pending: list[np.ndarray] = []
+
+    def write() -> None:
+        file = folder / f"plain-{len(files):05d}.npy"
+        with open(file, "wb") as handle:
+            np.save(handle, np.concatenate(pending))
+            handle.flush()
+            os.fsync(handle.fileno())
+        files.append(file)
+
+    for features, _, _ in blocks(n_samples):
+        pending.append(features)
+        n_bytes += features.nbytes
+        if sum(map(len, pending)) >= rows:
+            writing += seconds(write)
+            pending.clear()
+    if pending:
+        writing += seconds(write)
+    scanning = seconds(lambda: [np.load(file, mmap_mode="r").sum() for file in files])
+    return {"write": writing / (n_bytes / 2**30), "scan": scanning / (n_bytes / 2**30)}
+
+
+def gemm_rate(size: int = 2048) -> float:
+    """Return float32 operations a second of a large matrix product, the best of five."""
+    a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+    return 2 * size**3 / min(seconds(lambda: a @ a) for _ in range(5))
+
+
+def run(n_samples: int, folder: Path) -> dict:
+    """Build, scan, open and search an index of one size, in this process."""
+    import whence
+    from whence.index import StoredIndex, Writer
+    from whence.losses import SoftmaxCrossEntropy
+    from whence.models.stored import StoredModel, describe_layer
+
+    path = folder / "index"
+    theta = np.random.default_rng(1).standard_normal((D + 1, C)) / np.sqrt(D)
+    layer = whence.LinearLayer(theta, SoftmaxCrossEntropy(), has_bias=True)
+    writer = Writer(path)
+    writer.begin({"layer": "dense"})
+    building = 0.0
+    for features, labels, fingerprint in blocks(n_samples):
+        start = time.perf_counter()
+        writer.append(features, labels, None, fingerprint)
+        building += time.perf_counter() - start
+    building += seconds(writer.finish)
+    peak_of_building = peak_megabytes()
+    index = StoredIndex(path, verify=False)
+    scanning = seconds(lambda: [shard.features.sum() for shard in index.shards])
+
+    description = describe_layer(layer, "dense")
+    assert description is not None
+    model = StoredModel(index, description, theta)
+    whence.RepresenterPointLJE(
+        model,
+        index,
+        whence.ExactIHVPFactory(),
+        n_samples_for_hessian=min(20_000, n_samples),
+        progress=False,
+    )
+    opened: list[whence.Attribution] = []
+    opening = seconds(lambda: opened.append(whence.load_index(path, progress=False)))
+    queries = next(blocks(N_QUERIES))[0][:, :-1]
+    opened[0].explain(queries[:1], k=TOP)  # the solver looks once at its residual
+    rate = gemm_rate()
+    search = min(seconds(lambda: opened[0].explain(queries, k=TOP)) for _ in range(3))
+    rate = max(rate, gemm_rate())
+    products = 2 * n_samples * (D + 1) * C * N_QUERIES / rate
+    gib = n_samples * (D + 1) * 4 / 2**30
+    return {
+        "gib": gib,
+        "build": building / gib,
+        "scan": scanning / gib,
+        "open": opening,
+        "search": search,
+        "products": products,
+        "gflops": rate / 1e9,
+        "peak_of_building_mb": peak_of_building,
+        "peak_mb": peak_megabytes(),
+    }
+
+
+def main() -> None:
+    """Print one line for each size."""
+    options = parser(__doc__)
+    options.add_argument("--one", nargs=3, metavar=("STEP", "N", "FOLDER"), help="(in this process)")
+    options.add_argument("--folder", help="where temporary files lie")
+    chosen = options.parse_args()
+    if chosen.one:
+        step, n_samples, folder = chosen.one
+        result = {"plain": plain, "run": run}[step](int(n_samples), Path(folder))
+        print(json.dumps(result))
+        return
+    sizes = (2_000, 6_000, 20_000) if chosen.smoke else SIZES
+    needed = 2 * sizes[-1] * (D + 1 + C) * 4
+    print(
+        f"{'N':>10s}{'GiB':>7s}{'build s/GiB':>13s}{'plain':>7s}{'scan s/GiB':>12s}{'plain':>7s}"
+        f"{'open s':>8s}{'top 5 s':>9s}{'products':>10s}{'ratio':>7s}{'GFLOP/s':>9s}"
+        f"{'peak MB, building':>19s}{'all':>6s}"
+    )
+    for n_samples in sizes:
+        folder = tempfile.mkdtemp(dir=chosen.folder)
+        try:
+            if shutil.disk_usage(folder).free < 2 * needed:
+                raise SystemExit(f"{folder}: {2 * needed / 2**30:.1f} GiB of free space are needed.")
+            one = [sys.argv[0], "--one"]
+            beside = in_process(*one, "plain", str(n_samples), folder)
+            result = in_process(*one, "run", str(n_samples), folder)
+        finally:
+            shutil.rmtree(folder)
+        print(
+            f"{n_samples:10,d}{result['gib']:7.2f}{result['build']:13.2f}{beside['write']:7.2f}"
+            f"{result['scan']:12.2f}{beside['scan']:7.2f}{result['open']:8.2f}{result['search']:9.2f}"
+            f"{result['products']:10.2f}{result['search'] / result['products']:7.2f}"
+            f"{result['gflops']:9.0f}{result['peak_of_building_mb']:19.0f}{result['peak_mb']:6.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
