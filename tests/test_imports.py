@@ -16,6 +16,7 @@ ROOT = Path(whence.__file__).parent
 ORDER = [
     "_errors",
     "progress",
+    "_sparse",
     "_arrays",
     "_tables",
     "blocks",

@@ -19,6 +19,7 @@ import numpy as np
 import scipy.linalg
 
 from whence._errors import MissingExtraError, WhenceError
+from whence._sparse import SparseRows
 
 __all__ = [
     "Array",
@@ -92,6 +93,8 @@ def like(array: Array, reference: Array) -> Array:
     """
     if isinstance(reference, np.ndarray):
         return as_numpy(array)
+    if isinstance(reference, SparseRows):
+        return array if isinstance(array, SparseRows) else as_numpy(array)
     xp = namespace(reference)
     if isinstance(array, np.ndarray):
         return xp.asarray(array)

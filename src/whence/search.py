@@ -24,6 +24,7 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_number, itemsize, like, namespace, row_slices
 from whence._errors import WhenceError
+from whence._sparse import SparseRows
 from whence.linear_layer import flatten
 
 __all__ = [
@@ -100,7 +101,7 @@ class Queries:
         The same object each time it is asked for.
         """
         dtype = phi.dtype
-        if type(self.matrices) is not type(phi):
+        if type(self.matrices) is not type(phi) and not isinstance(phi, SparseRows):
             if type(phi) not in self._casts:
                 parts = (self.matrices, self.offsets, self.outputs)
                 moved = [None if part is None else like(part, phi) for part in parts]

@@ -10,6 +10,7 @@ import numpy as np
 
 from whence._arrays import Array, check_number, like
 from whence._errors import WhenceError, described
+from whence._sparse import SparseRows
 from whence.attribution.base import Scorer
 from whence.ihvp import InverseHessianVectorProduct, Solution
 from whence.index import shuffle_buffer_sample
@@ -66,7 +67,7 @@ def build_solver(
     ihvp.progress = method.progress
     if ihvp.influence_model is None:
         ihvp.influence_model = method.influence_model
-    return ihvp if isinstance(phi, np.ndarray) else _FromHost(ihvp, phi)
+    return ihvp if isinstance(phi, np.ndarray | SparseRows) else _FromHost(ihvp, phi)
 
 
 class _FromHost(InverseHessianVectorProduct):

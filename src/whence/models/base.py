@@ -13,6 +13,7 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_finite, like, namespace
 from whence._errors import WhenceError
+from whence._tables import row_names
 from whence.data import Batch, Dataset, fingerprints, leaves, open_dataset
 from whence.index import Index, Writer
 from whence.linear_layer import Block, LinearLayer
@@ -111,6 +112,7 @@ class InfluenceModel:
         self._loss: Loss | None = None  # decided on the first batch
         self._loss_was_assumed = False
         self._loss_was_tried = False
+        self._n_samples: int | None = None  # known once a training set is indexed
 
     @property
     def layer_name(self) -> str:
@@ -141,7 +143,21 @@ class InfluenceModel:
         """The target layer with the weights that the model has now, in float64."""
         weights = self._adapter.weights()
         theta = weights.theta()
-        return LinearLayer(theta, self.loss, weights.bias is not None, weights.l2, weights.bias_l2)
+        l2, bias_l2 = weights.l2, weights.bias_l2
+        if weights.l2_of_sum or weights.bias_l2_of_sum:
+            l2 += weights.l2_of_sum / self._n_training_samples()
+            bias_l2 += weights.bias_l2_of_sum / self._n_training_samples()
+        return LinearLayer(theta, self.loss, weights.bias is not None, l2, bias_l2)
+
+    def _n_training_samples(self) -> int:
+        if self._n_samples is None:
+            raise WhenceError(
+                "layer",
+                "a training set first, since the model's regulariser stands next to a sum over it",
+                "none yet",
+                "Index the training set, or pass the model to a method.",
+            )
+        return self._n_samples
 
     def on_device(self, device: str | None) -> AbstractContextManager[Any]:
         """Run the model on a device of the framework inside this context; ``None`` leaves it."""
@@ -165,7 +181,7 @@ class InfluenceModel:
 
     def targets(self, batch: Batch) -> np.ndarray:
         """Return the labels of a batch in the loss's form, checked; one a sample."""
-        labels = as_numpy(batch.labels)
+        labels = self._adapter.encode_labels(batch.labels, batch.where)
         check_finite(labels, "labels", batch.where, "Clean or drop the samples.")
         return self.loss.encode(labels, self._n_outputs, batch.where)
 
@@ -197,6 +213,9 @@ class InfluenceModel:
         if not positions:
             target = None if batch.labels is None else like(self.targets(batch), phi)
             weight = self.sample_weights(batch)
+            by_class = None if target is None else self._adapter.class_weights(as_numpy(target))
+            if by_class is not None:
+                weight = by_class if weight is None else weight * by_class
             return Observation(
                 phi, target, None if weight is None else astype(like(weight, phi), phi.dtype)
             )
@@ -244,7 +263,9 @@ class InfluenceModel:
         opened = self.open(dataset, argument)
         index = Index(feature_dtype) if path is None else Writer(path, feature_dtype)
         try:
-            return self._fill(index, opened, ids, progress)
+            filled = self._fill(index, opened, row_names(dataset) if ids is None else ids, progress)
+            self._n_samples = filled.n_samples
+            return filled
         finally:
             index.close()
 
@@ -286,15 +307,18 @@ class InfluenceModel:
 
     def identity(self) -> dict[str, Any]:
         """Return what stored features belong to: the layer, a digest of its weights, and the loss."""
-        layer = self.layer
-        digest = hashlib.blake2b(np.ascontiguousarray(as_numpy(layer.theta)).tobytes(), digest_size=16)
-        digest.update(f"{layer.l2} {layer.bias_l2}".encode())
+        weights = self._adapter.weights()
+        theta = weights.theta()
+        digest = hashlib.blake2b(np.ascontiguousarray(theta).tobytes(), digest_size=16)
+        digest.update(f"{weights.l2} {weights.bias_l2}".encode())
+        if weights.l2_of_sum or weights.bias_l2_of_sum:
+            digest.update(f" {weights.l2_of_sum} {weights.bias_l2_of_sum}".encode())
         return {
             "layer": self.layer_name,
             "model_weights": digest.hexdigest(),
             "loss": self.loss.fingerprint(),
-            "n_features": layer.n_features,
-            "n_outputs": layer.n_outputs,
+            "n_features": theta.shape[0],
+            "n_outputs": theta.shape[1],
         }
 
     @property

@@ -12,10 +12,11 @@ SGDClassifier           ``mean ell_i + alpha |w|^2 / 2``                       `
 SGDRegressor            ``mean (u - y)^2 / 2 + alpha |w|^2 / 2``               ``2 alpha``
 Ridge                   ``sum_i sum_c (u - y)^2 + alpha |w|^2``                ``2 alpha / (N C)``
 MLPClassifier           ``mean ell_i + alpha |w|^2 / (2 b)``                   ``alpha / b``
-MLPRegressor            ``mean (u - y)^2 / 2 + alpha |w|^2 / (2 b)``           ``2 alpha / b``
+MLPRegressor            ``mean |u - y|^2 / 2 + alpha |w|^2 / (2 b)``           ``2 alpha / (b C)``
 ======================= ====================================================== =========================
 
-``C_`` is the parameter ``C``, and ``b`` the size of a batch: ``N`` for ``solver="lbfgs"``. One classifier a
+``C_`` is the parameter ``C``, and ``b`` the size of a batch: ``N`` for ``solver="lbfgs"``; a
+shorter last batch is not counted. One classifier a
 class against the rest has its own ``|w|^2``, hence the division by ``C``. The intercept is not regularised,
 except by liblinear (``LinearSVC`` and ``LogisticRegression(solver="liblinear")``), where
 ``intercept_scaling`` divides it.
@@ -290,7 +291,7 @@ def _perceptron(model: Any) -> tuple[Loss, dict[str, float], bool]:
     elif model.out_activation_ == "logistic":
         loss, factor = BinaryCrossEntropy(), 1.0 / n_outputs
     elif getattr(model, "loss", "squared_error") == "squared_error":
-        loss, factor = SquaredError(), 2.0
+        loss, factor = SquaredError(), 2.0 / n_outputs  # its gradient sums over the outputs
     else:
         raise refuse(model, f"loss={model.loss!r}", "Fit it with loss='squared_error'.")
     if model.solver == "lbfgs":

@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from whence._arrays import Array
 from whence._errors import WhenceError
+from whence._sparse import SparseRows
 from whence.losses import Loss, SquaredError
 from whence.models.adapter import Weights
 from whence.models.estimators import EstimatorAdapter, Pipe
@@ -158,15 +160,18 @@ class TreeAdapter(EstimatorAdapter):
         return Weights(self._leaves.theta, base, l2_of_sum=self._l2_of_sum)
 
     def features(self, inputs: Any) -> Array:
-        """Return leaf indicators, shape ``(n, leaves)``."""
+        """Return leaf indicators ``(n, leaves)``, sparse: one a tree."""
         x = self._pipe(inputs)
         columns = self._leaves.columns(self._reached(x))
         if not self._was_checked:
             self._check_margins(x, columns)
             self._was_checked = True
-        phi = np.zeros((len(columns), len(self._leaves.theta)))
-        np.put_along_axis(phi, columns, 1.0, axis=1)
-        return phi
+        n, n_trees = columns.shape
+        ends = np.arange(0, n * n_trees + 1, n_trees)
+        shape = (n, len(self._leaves.theta))
+        return SparseRows(
+            scipy.sparse.csr_array((np.ones(n * n_trees), columns.ravel(), ends), shape=shape)
+        )
 
     def _check_margins(self, x: Any, columns: np.ndarray) -> None:
         """Raise unless the leaves give the library's own margins."""
