@@ -1,0 +1,307 @@
+"""What scores and explanations can be shown to predict, on data sets whose answer is known.
+
+    python benchmarks/quality.py [--write benchmarks/results]
+
+First: how well each score finds training labels that were flipped on purpose; area under the ROC curve,
+mean over seeds, each with its own flips and weights. Models are trained on the flipped labels with Adam.
+Second: what influences predict of retraining the last layer without some samples. The layer is first
+trained to the minimum of its damped loss. Columns: correlation of influences with the change that leaving
+out one training sample makes, over 100 of them, mean over 20 followed samples; linear datamodeling score;
+how far the explained pre-activation falls when the 20 strongest supporters are taken away; how far the sum
+of all influences is from it; share of the 10 strongest supporters that two seeds have in common.
+
+German credit and SST-2 are used if the folder $WHENCE_DATA holds them. ``--write`` puts the tables, as
+Markdown, and all numbers, as CSV, into a folder.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import parser
+from _data import EPOCHS, data_of, logits_of, names_of, trained
+
+SHARES = (0.1, 0.2)
+DAMPING = 1e-2
+N_FOLLOWED, N_LEFT_OUT, N_SUBSETS, N_REMOVED = 20, 100, 30, 20
+
+
+# ---- finding wrong labels -----------------------------------------------------------------------
+
+
+def left_out(method: Any) -> dict[str, np.ndarray]:
+    """Return scores from what the layer would say of its samples without them, in both forms."""
+    from whence._arrays import as_numpy
+    from whence.attribution.leverage import leave_one_out_residuals
+
+    (block,) = method.index
+    layer, n_samples = method.layer, method.index.n_samples
+    u = as_numpy(layer.pre_activations(block.phi)).astype(np.float64)
+    forms = {
+        "": layer.residuals(block),
+        ", leverage": leave_one_out_residuals(layer, method.ihvp, block, n_samples),
+    }
+    result = {}
+    for form, r in forms.items():
+        without = u + as_numpy(method.ihvp.self_products(block.phi, r)) / n_samples
+        result["leave-one-out margin" + form] = -layer.loss.margin(without, block.target)
+        result["leave-one-out loss" + form] = layer.loss.value(without, block.target)
+    return result
+
+
+def out_of_fold(kind: str, x: np.ndarray, y: np.ndarray, seed: int, epochs: int) -> np.ndarray:
+    """Return minus the probability of the given label by models that did not see the sample, five folds.
+
+    It is cleanlab's label quality score ``self_confidence``, turned round.
+    """
+    from scipy.special import softmax
+    from sklearn.model_selection import StratifiedKFold
+
+    scores = np.empty(y.size)
+    for kept, held in StratifiedKFold(5, shuffle=True, random_state=seed).split(x, y):
+        u = logits_of(trained(kind, x[kept], y[kept], seed, epochs), x[held])
+        scores[held] = -softmax(u, axis=1)[np.arange(held.size), y[held]]
+    return scores
+
+
+def one_run(seed: int, *, name: str, kind: str, share: float, smoke: bool) -> tuple[dict, np.ndarray]:
+    """Train on flipped labels and return every score, larger for more doubtful labels."""
+    import torch
+
+    import whence
+    from whence import evaluation
+
+    x, y = data_of(name)
+    y, is_wrong = evaluation.flip_labels(y, share, seed)
+    epochs = 2 if smoke else EPOCHS[name]
+    loss = torch.nn.CrossEntropyLoss()
+    model = whence.InfluenceModel(trained(kind, x, y, seed, epochs), loss_function=loss)
+    train, factory = (x, y), whence.ExactIHVPFactory()
+
+    def self_influence(method: Any) -> np.ndarray:
+        return np.concatenate([value for _, value in method.compute_influence_values(train)])
+
+    def ranked(method: Any, score: str = "leave_one_out") -> np.ndarray:
+        suspects = method.suspects(train, None, score=score)
+        return suspects.scores[np.argsort(suspects.ids)]
+
+    influence = whence.InfluenceFunctions(model, train, factory, progress=False)
+    lje = {
+        label: whence.RepresenterPointLJE(model, train, factory, label=label, progress=False)
+        for label in ("predicted", "given")
+    }
+    fits = {
+        fit_to: whence.RepresenterPointL2(model, train, fit_to=fit_to, label="given", progress=False)
+        for fit_to in ("predictions", "labels")
+    }
+    scores = {
+        "default of suspects": ranked(lje["predicted"]),
+        "training loss": ranked(influence, "loss"),
+        **left_out(influence),
+        "LJE self-influence, predicted label": self_influence(lje["predicted"]),
+        "LJE self-influence, given label": self_influence(lje["given"]),
+        "influence self-influence": self_influence(influence),
+        "gradient norm": self_influence(whence.GradientDotProduct(model, train, progress=False)),
+        "RPS-L2 alpha, fitted to predictions": self_influence(fits["predictions"]),
+        "RPS-L2 alpha, fitted to labels": self_influence(fits["labels"]),
+        "RPS-L2 without own term": ranked(fits["labels"]),
+        "feature similarity": ranked(whence.FeatureSimilarity(model, train, progress=False)),
+        "five-fold self-confidence": out_of_fold(kind, x, y, seed, epochs),
+    }
+    return scores, is_wrong
+
+
+def label_errors(names: list[str], kinds: list[str], seeds: int, smoke: bool, jobs: int) -> Any:
+    """Return one row for each data set, model, share, seed and score."""
+    import pandas
+
+    from whence import evaluation
+
+    frames = []
+    for name in names:
+        for kind in kinds:
+            if kind == "CNN" and name != "digits":
+                continue
+            for share in SHARES[:1] if smoke else SHARES:
+                run = partial(one_run, name=name, kind=kind, share=share, smoke=smoke)
+                frame = evaluation.label_error_detection(run, range(seeds), n_jobs=jobs)
+                frames.append(frame.assign(data=name, model=kind, flipped=share))
+                means = evaluation.summary(frame, "roc_auc")
+                best = means.loc[means["mean"].idxmax()]
+                print(f"{name}, {kind}, {share:.0%}: best {best['score']} {best['mean']:.3f}", flush=True)
+    return pandas.concat(frames, ignore_index=True)
+
+
+# ---- predicting what retraining does ------------------------------------------------------------
+
+
+class Remembered:
+    """A retraining that keeps its outcomes: all methods are held against the same ones."""
+
+    def __init__(self, retraining: Any) -> None:
+        self._retraining = retraining
+        self._kept: dict[tuple[bytes, bool], np.ndarray] = {}
+
+    @property
+    def full(self) -> np.ndarray:
+        return self._retraining.full
+
+    def __call__(self, removed: np.ndarray, *, mean_over_kept: bool = False) -> np.ndarray:
+        key = np.sort(removed).tobytes(), mean_over_kept
+        if key not in self._kept:
+            self._kept[key] = self._retraining(removed, mean_over_kept=mean_over_kept)
+        return self._kept[key]
+
+
+def methods_of(model: Any, train: Any) -> dict[str, Any]:
+    """Return every method, asking about pre-activations."""
+    import whence
+
+    factory = whence.ExactIHVPFactory(damping=DAMPING)
+    on = {"effect_on": "pre_activation", "progress": False}
+    l2 = {"l2": DAMPING / 2, "progress": False}
+    return {
+        "LJE": whence.RepresenterPointLJE(model, train, factory, progress=False),
+        "influence": whence.InfluenceFunctions(model, train, factory, **on),
+        "influence, leverage": whence.InfluenceFunctions(model, train, factory, leverage=True, **on),
+        "RelatIF": whence.InfluenceFunctions(model, train, factory, normalisation="loss", **on),
+        "RPS-L2, labels": whence.RepresenterPointL2(model, train, fit_to="labels", **l2),
+        "RPS-L2, predictions": whence.RepresenterPointL2(model, train, fit_to="predictions", **l2),
+        "gradient dot product": whence.GradientDotProduct(model, train, **on),
+        "gradient cosine": whence.GradientCosine(model, train, **on),
+        "feature similarity": whence.FeatureSimilarity(model, train, progress=False),
+        "training loss": whence.TrainingLoss(model, train, progress=False),
+    }
+
+
+def retraining(name: str, kind: str, seeds: int, smoke: bool) -> Any:
+    """Return one row for each seed and method."""
+    import pandas
+    import torch
+
+    import whence
+    from whence import evaluation
+
+    loss = torch.nn.CrossEntropyLoss()
+    x, y = data_of(name)
+    order = np.random.default_rng(0).permutation(y.size)
+    new, rest = order[:N_FOLLOWED], order[N_FOLLOWED:]
+    train, followed = (x[rest], y[rest]), (x[new], y[new])
+    rows, by_method, outputs = [], {}, None
+    for seed in range(seeds):
+        network = trained(kind, *train, seed, 2 if smoke else EPOCHS[name])
+        model = whence.InfluenceModel(network, loss_function=loss)
+        factory = whence.ExactIHVPFactory(damping=DAMPING)
+        asks = whence.InfluenceFunctions(model, train, factory, effect_on="pre_activation", progress=False)
+        theta = evaluation.LayerRetraining(asks, followed).theta
+        with torch.no_grad():
+            network[-1].weight.copy_(torch.from_numpy(theta[:-1].T))
+            network[-1].bias.copy_(torch.from_numpy(theta[-1]))
+        methods = methods_of(whence.InfluenceModel(network, loss_function=loss), train)
+        if outputs is None:  # every seed is asked about the same output
+            outputs = methods["LJE"].explain(followed).outputs
+        actual = Remembered(evaluation.LayerRetraining(methods["influence"], followed, outputs=outputs))
+        left = np.random.default_rng(seed).permutation(rest.size)[: 10 if smoke else N_LEFT_OUT]
+        for label, method in methods.items():
+            options = {"outputs": outputs, "retraining": actual, "progress": False}
+            each = evaluation.agreement(evaluation.leave_one_out(method, followed, rows=left, **options))
+            subsets = evaluation.linear_datamodeling_score(
+                method, followed, n_subsets=5 if smoke else N_SUBSETS, **options
+            )
+            removal = evaluation.subset_removal(method, followed, ks=(N_REMOVED,), n_random=1, **options)
+            falls = removal.groupby("removed")["actual"].mean()
+            sums = evaluation.completeness(method, followed, outputs=outputs)
+            off = np.abs(sums["sum"] - sums["pre_activation"]).mean() / sums["pre_activation"].abs().mean()
+            by_method.setdefault(label, {})[seed] = method
+            rows.append(
+                {
+                    "data": name,
+                    "seed": seed,
+                    "method": label,
+                    "leave-one-out, Pearson": each["pearson"].mean(),
+                    "leave-one-out, Spearman": each["spearman"].mean(),
+                    "datamodeling score": subsets["score"].mean(),
+                    "fall without 20 supporters": falls["supporters"],
+                    "fall without 20 at random": falls["random"],
+                    "sum off by": off,
+                }
+            )
+        print(f"{name}, {kind}, seed {seed}: retrained {len(actual._kept)} times", flush=True)
+    frame = pandas.DataFrame(rows)
+    if seeds > 1:
+        for label, of_seeds in by_method.items():
+            common = evaluation.stability(of_seeds, followed, outputs=outputs)["overlap"].mean()
+            frame.loc[frame["method"] == label, "top 10 in common"] = common
+    return frame
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def markdown(frame: Any, digits: int = 3) -> str:
+    """Return a frame as a table in Markdown, its index as first column."""
+
+    def cell(value: Any) -> str:
+        return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+    head = [" / ".join(c) if isinstance(c, tuple) else str(c) for c in frame.columns]
+    lines = [" | ".join(["", *head]), "|".join(["---", *["---:"] * len(head)])]
+    lines += [" | ".join([str(name), *map(cell, row)]) for name, *row in frame.itertuples(name=None)]
+    return "".join(f"| {line} |\n" if "---" not in line else f"|{line}|\n" for line in lines)
+
+
+def table_of_labels(frame: Any, kind: str) -> Any:
+    """Return mean areas, one column a data set and share, and their mean, best first."""
+    chosen = frame[frame["model"] == kind].assign(
+        column=lambda f: f["data"] + " " + (100 * f["flipped"]).round().astype(int).astype(str) + " %"
+    )
+    table = chosen.pivot_table(index="score", columns="column", values="roc_auc", sort=False)
+    table["mean"] = table.mean(axis=1)
+    return table.sort_values("mean", ascending=False, kind="stable")
+
+
+def main() -> None:
+    """Print the tables."""
+    options = parser(__doc__.split("\n\n")[0])
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--jobs", type=int, default=1, help="seeds at once")
+    options.add_argument("--data", nargs="*", help="some of the data sets")
+    options.add_argument("--models", nargs="*", default=["MLP", "linear", "CNN"])
+    options.add_argument("--parts", nargs="*", default=["labels", "retraining"])
+    options.add_argument("--write", type=Path, help="a folder for the tables and the numbers")
+    chosen = options.parse_args()
+    names = ["wine"] if chosen.smoke else (chosen.data or names_of())
+    kinds = ["MLP"] if chosen.smoke else chosen.models
+    seeds = 1 if chosen.smoke else chosen.seeds
+    results = {}
+    if "labels" in chosen.parts:
+        frame = label_errors(names, kinds, seeds, chosen.smoke, chosen.jobs)
+        results["label-errors"] = frame
+        for kind in kinds:
+            results[f"label-errors-{kind}"] = table_of_labels(frame, kind)
+    if "retraining" in chosen.parts:
+        import pandas
+
+        known = [name for name in names if name in ("digits", "breast cancer", "wine")]
+        frame = pandas.concat([retraining(name, "MLP", min(seeds, 3), chosen.smoke) for name in known])
+        results["retraining"] = frame
+        for name in known:
+            part = frame[frame["data"] == name].drop(columns=["data", "seed"])
+            results[f"retraining-{name}"] = part.groupby("method", sort=False).mean()
+    for title, table in results.items():
+        if title in ("label-errors", "retraining"):
+            if chosen.write:
+                chosen.write.mkdir(parents=True, exist_ok=True)
+                table.to_csv(chosen.write / f"quality-{title}.csv", index=False, float_format="%.6g")
+            continue
+        text = markdown(table)
+        print(f"\n{title}\n\n{text}")
+        if chosen.write:
+            (chosen.write / f"quality-{title.lower().replace(' ', '-')}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
