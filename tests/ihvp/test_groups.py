@@ -96,9 +96,9 @@ def test_datasets_of_vectors(model, arrays):
     ihvp = ExactIHVPFactory().build(model, train)
     vectors = np.random.default_rng(1).normal(size=(5, D + 1, C))
     dataset = tf.data.Dataset.from_tensor_slices(vectors).batch(2)
-    for method, direct in (
-        (ihvp.compute_hvp, ihvp.product),
-        (ihvp.compute_ihvp, lambda v: ihvp.solve(v).value),
+    for method, expected in (
+        (ihvp.compute_hvp, ihvp.product(vectors)),
+        (ihvp.compute_ihvp, ihvp.solve(vectors).value),
     ):
         found = method(dataset, use_gradient=False)
         assert isinstance(found, tf.data.Dataset)
