@@ -14,6 +14,7 @@ from whence.attribution.lje import RepresenterPointLJE
 from whence.attribution.solver import check_factory
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.index import StoredIndex, StoredMethod, stored_methods
+from whence.index.store import refuse_damage
 from whence.models.stored import StoredModel, made_from
 
 __all__ = ["load_index"]
@@ -67,6 +68,7 @@ def load_index(
     """
     index = StoredIndex(path, verify=verify)
     stored = _chosen(index, method)
+    refuse_damage(index.folder, stored.damage(thoroughly=verify))
     settings = stored.settings
     state = stored.state
     if settings.get("class") not in METHODS or settings.get("layer") is None:
