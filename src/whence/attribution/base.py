@@ -203,8 +203,9 @@ class Scorer(ABC):
 
     def _stored_labels(self, rows: np.ndarray) -> np.ndarray:
         """Return the labels of some stored samples, of the shape of ``rows``, or with one axis more."""
-        shard = self.index.take(rows.ravel())
-        labels = hide(self._labels(as_numpy(shard.target), shard.phi), _counted(shard.phi, shard.weight))
+        like = self.index.shards[0].features
+        target, weight = (self.index.gather(name, rows.ravel()) for name in ("target", "weight"))
+        labels = hide(self._labels(as_numpy(target), like), _counted(like, weight))
         return labels.reshape(*rows.shape, *labels.shape[1:])
 
     def _stored_predictions(self, rows: np.ndarray) -> np.ndarray:

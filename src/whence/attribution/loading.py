@@ -128,11 +128,12 @@ class _Restoring(InverseHessianVectorProductFactory):
         self, factory: InverseHessianVectorProductFactory, state: Mapping[str, np.ndarray]
     ) -> None:
         self.factory = factory
-        self._state = state
+        self._state: Mapping[str, np.ndarray] = state
 
     def build(self, model: Any, dataset: Any) -> InverseHessianVectorProduct:
         """Restore the solver, or build it anew if it has no state."""
         restore = getattr(self.factory, "restore", None)
         if restore is None or not self._state:
             return self.factory.build(model, dataset)
-        return restore(model, dataset, self._state)
+        state, self._state = self._state, {}  # large, and in the solver from here on
+        return restore(model, dataset, state)

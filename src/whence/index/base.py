@@ -213,10 +213,10 @@ class Index:
             if array is not None:
                 xp = namespace(array)
                 array = xp.take(array, xp.asarray(at), axis=0)
-            pieces.append((array, (at.size, *shard.features.shape[1:-1]), shard.features))
+            pieces.append((array, (at.size, *shard.features.shape[1:-1])))  # no map of the whole is kept
             places.append(wanted)
         if name == "weight":
-            result = joined_weights([piece[:2] for piece in pieces], pieces[0][2])
+            result = joined_weights(pieces)
         else:
             result = None if pieces[0][0] is None else joined([piece[0] for piece in pieces])
         if result is None or len(pieces) == 1:

@@ -141,7 +141,7 @@ class RowBuffer:
             taken.append(part)
             missing -= part.n_samples
         self.n_rows -= n_rows
-        weights = joined_weights([(p.weight, p.features.shape[:-1]) for p in taken], taken[0].features)
+        weights = joined_weights([(p.weight, p.features.shape[:-1]) for p in taken])
         return Shard(
             joined([p.features for p in taken]),
             joined([p.target for p in taken]),
@@ -156,13 +156,12 @@ def shard_rows(phi: Array) -> int:
     return max(1, SHARD_BYTES // max(1, row_bytes))
 
 
-def joined_weights(parts: Sequence[tuple[Any, tuple[int, ...]]], like: Array) -> Any:
+def joined_weights(parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
     """Join sample weights ``(weight or None, shape)``; those that were not given count 1."""
     given = [weight for weight, _ in parts if weight is not None]
     if not given:
         return None
-    xp = namespace(like)
-    dtype = given[0].dtype
+    xp, dtype = namespace(given[0]), given[0].dtype
     return joined([xp.ones(shape, dtype=dtype) if w is None else w for w, shape in parts])
 
 
