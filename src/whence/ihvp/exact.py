@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.linalg
-import scipy.sparse.linalg
 from array_api_compat import device as device_of
 
 from whence._arrays import (
@@ -36,6 +33,7 @@ from whence.ihvp.base import (
     linear_system,
     with_model,
 )
+from whence.ihvp.spectrum import Condition, extreme_eigenvalues, pseudo_inverse, smallest_eigenvalue
 from whence.linear_layer import (
     Block,
     Blocks,
@@ -46,23 +44,6 @@ from whence.linear_layer import (
 )
 
 __all__ = ["Condition", "ExactIHVP", "ExactIHVPFactory"]
-
-
-@dataclass(frozen=True)
-class Condition:
-    """The ends of the spectrum of ``H + lam``.
-
-    Attributes
-    ----------
-    smallest, largest : float
-        Extreme eigenvalues, by Lanczos iteration to three digits, or exact for small layers.
-    is_positive_definite : bool
-        Whether the smallest is positive.
-    """
-
-    smallest: float
-    largest: float
-    is_positive_definite: bool
 
 
 class ExactIHVP(InverseHessianVectorProduct):
@@ -116,7 +97,7 @@ class ExactIHVP(InverseHessianVectorProduct):
         self._refuse_if_too_large()
         self._matrices, self._is_whole, eps = self._damped_matrices()
         if damping == 0:
-            self._factors = [_pseudo_inverse(m, cutoff, eps) for m in self._matrices]
+            self._factors = [pseudo_inverse(m, cutoff, eps) for m in self._matrices]
             self._refuse_if_indefinite()
         else:
             self._factors = [self._factorise(matrix) for matrix in self._matrices]
@@ -142,7 +123,7 @@ class ExactIHVP(InverseHessianVectorProduct):
         while f"inverse-{len(self._factors)}" in state or f"factor-{len(self._factors)}" in state:
             number = len(self._factors)
             if self.damping == 0:
-                factor: Any = _pseudo_inverse.__new__(_pseudo_inverse)
+                factor: Any = pseudo_inverse.__new__(pseudo_inverse)
                 factor.eigenvalues = place(f"eigenvalues-{number}")
                 factor._inverse = place(f"inverse-{number}")
             else:
@@ -209,7 +190,7 @@ class ExactIHVP(InverseHessianVectorProduct):
     @cached_property
     def condition(self) -> Condition:
         """The smallest and largest eigenvalue of ``H + lam``, and whether it is positive definite."""
-        ends = [_extreme_eigenvalues(factor) for factor in self._factors]
+        ends = [extreme_eigenvalues(factor) for factor in self._factors]
         smallest = min(low for low, _ in ends)
         return Condition(smallest, max(high for _, high in ends), smallest > 0)
 
@@ -280,7 +261,7 @@ class ExactIHVP(InverseHessianVectorProduct):
         try:
             return cholesky(matrix)
         except np.linalg.LinAlgError:
-            smallest = min(_smallest_eigenvalue(m) for m in self._damped_matrices()[0])
+            smallest = min(smallest_eigenvalue(m) for m in self._damped_matrices()[0])
             raise self._indefinite(smallest) from None
 
     def _refuse_if_indefinite(self) -> None:
@@ -383,28 +364,6 @@ class ExactIHVPFactory(InverseHessianVectorProductFactory):
         return with_model(ExactIHVP(layer, blocks, self.damping, self.curvature, state=state), model)
 
 
-class _pseudo_inverse:
-    """The Moore-Penrose inverse of a symmetric matrix, with the same methods as a factor."""
-
-    def __init__(self, matrix: Array, cutoff: float | None, eps: float) -> None:
-        xp = namespace(matrix)
-        symmetric = xp.tril(matrix) + xp.matrix_transpose(xp.tril(matrix, k=-1))
-        values, vectors = xp.linalg.eigh(symmetric)
-        if cutoff is None:
-            cutoff = max(matrix.shape[0], 10) * eps
-        kept = xp.abs(values) > cutoff * xp.max(xp.abs(values))
-        self.is_indefinite = bool(xp.any(kept & (values < 0)))
-        reciprocal = xp.where(kept, 1 / xp.where(kept, values, xp.ones_like(values)), 0 * values)
-        self._inverse = (vectors * reciprocal[None, :]) @ vectors.T
-        self.eigenvalues = values
-
-    def solve(self, right: Array) -> Array:
-        return self._inverse @ right
-
-    def inverse(self) -> Array:
-        return self._inverse
-
-
 class _InDouble:
     """Blocks whose features and weights are cast to float64 on the way."""
 
@@ -466,33 +425,3 @@ def _quadratic_forms(phi: Array, inverse: Array) -> Array:
     if not parts:
         return xp.zeros((0, n_blocks), dtype=phi.dtype, device=device_of(phi))
     return xp.concat(parts, axis=0)
-
-
-def _extreme_eigenvalues(factor: cholesky | _pseudo_inverse) -> tuple[float, float]:
-    """Return the smallest and largest eigenvalue of a factorised matrix."""
-    if isinstance(factor, _pseudo_inverse):
-        return float(factor.eigenvalues[0]), float(factor.eigenvalues[-1])
-    lower = np.tril(as_numpy(factor.factor))
-    if lower.shape[0] <= 1500:
-        values = np.linalg.eigvalsh(lower @ lower.T)
-        return float(values[0]), float(values[-1])
-    largest = _largest_eigenvalue(lambda v: lower @ (lower.T @ v), lower.shape[0])
-    inverse = _largest_eigenvalue(
-        lambda v: scipy.linalg.cho_solve((lower, True), v, check_finite=False), lower.shape[0]
-    )
-    return 1 / inverse, largest
-
-
-def _largest_eigenvalue(product: Any, size: int) -> float:
-    operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=product, dtype=np.float64)
-    start = np.random.default_rng(0).standard_normal(size)
-    values = scipy.sparse.linalg.eigsh(
-        operator, k=1, which="LA", tol=1e-3, v0=start, return_eigenvectors=False
-    )
-    return float(values[0])
-
-
-def _smallest_eigenvalue(matrix: Array) -> float:
-    """Return the smallest eigenvalue of the symmetric matrix whose lower triangle is given."""
-    host = as_numpy(matrix)
-    return float(scipy.linalg.eigvalsh(host, lower=True, subset_by_index=[0, 0])[0])
