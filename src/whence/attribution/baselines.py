@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, namespace, one_hot
+from whence._arrays import Array, as_numpy, astype, like, namespace, one_hot
 from whence._errors import WhenceError
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
@@ -106,13 +106,12 @@ class FeatureSimilarity(Attribution):
         return wide / np.where(norms > 0, norms, 1.0)
 
     def _coefficients(self, block: Block) -> Array:
-        xp = namespace(block.phi)
         phi = np.array(as_numpy(block.phi), dtype=np.float64)
         if self.layer.has_bias:
             phi = phi[:, :-1]
         norms = np.sqrt((phi**2).sum(axis=1, keepdims=True))
         votes = self._votes(block.target) / np.where(norms > 0, norms, 1.0)
-        return xp.astype(xp.asarray(votes), block.phi.dtype)
+        return astype(like(votes, block.phi), block.phi.dtype)
 
     def _queries(self, question: Question) -> Queries:
         unit = self._without_constant(question.phi)
@@ -125,7 +124,7 @@ class FeatureSimilarity(Attribution):
     def _leave_one_out(self, shard: Shard) -> Array:
         unit = self._without_constant(shard.phi)
         own = self._votes(shard.target) * (unit**2).sum(axis=1, keepdims=True)
-        return unit @ self._vote - own
+        return like(unit @ self._vote - own, shard.phi)
 
     def _totals(self, question: Question) -> np.ndarray:
         unit = self._without_constant(question.phi)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, check_number, namespace
+from whence._arrays import Array, as_numpy, astype, check_number, like
 from whence._errors import WhenceError
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
@@ -100,6 +100,7 @@ class RepresenterPointL2(Attribution):
         loss = self.layer.loss
         if fit_to == "predictions":
             loss, _ = loss.following(np.asarray(as_numpy(self.layer.theta))[:1])
+        # All weights share the regulariser, so that the bias counts as one of them.
         start = LinearLayer(np.asarray(as_numpy(self.layer.theta), dtype=np.float64), loss)
         found = refit(start, _Refitted(self), 2 * self.l2, gradient_norm=gradient_norm)
         #: The largest entry of the gradient that the refit reached.
@@ -129,8 +130,7 @@ class RepresenterPointL2(Attribution):
         return -r / (2 * self.l2 * self.index.n_samples)
 
     def _coefficients(self, block: Block) -> Array:
-        xp = namespace(block.phi)
-        return xp.astype(xp.asarray(self._alpha(block)), block.phi.dtype)
+        return astype(like(self._alpha(block), block.phi), block.phi.dtype)
 
     def _queries(self, question: Question) -> Queries:
         return question.inner_products(self.layer.n_outputs)
@@ -145,7 +145,7 @@ class RepresenterPointL2(Attribution):
             own = alpha * (phi**2).sum(axis=1, keepdims=True)
         else:
             own = np.matmul(phi, np.matmul(np.swapaxes(phi, 1, 2), alpha))
-        return self.refitted_layer.pre_activations(phi) - own
+        return like(as_numpy(self.refitted_layer.pre_activations(phi)) - own, shard.phi)
 
     def _totals(self, question: Question) -> np.ndarray:
         return question.under(self.refitted_layer.theta)
