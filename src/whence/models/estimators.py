@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
-from whence._arrays import Array, as_numpy, check_finite
+from whence._arrays import as_numpy, check_finite
 from whence._errors import WhenceError
 from whence._tables import is_table
 from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
@@ -172,12 +171,6 @@ class EstimatorAdapter(Adapter):
         if rows.ndim == 2:
             rows = rows[:, 0] if rows.shape[1] == 1 else rows.argmax(axis=1)
         return self._by_class[rows.astype(np.int64)]
-
-    def _dense(self, inputs: Any) -> Array:
-        """Return the inputs of the last step as an array."""
-        if scipy.sparse.issparse(inputs):
-            return inputs.toarray()
-        return np.asarray(inputs)
 
 
 def is_fitted(estimator: Any, *attributes: str) -> None:

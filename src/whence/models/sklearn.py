@@ -15,11 +15,10 @@ MLPClassifier           ``mean ell_i + alpha |w|^2 / (2 b)``                   `
 MLPRegressor            ``mean |u - y|^2 / 2 + alpha |w|^2 / (2 b)``           ``2 alpha / (b C)``
 ======================= ====================================================== =========================
 
-``C_`` is the parameter ``C``, and ``b`` the size of a batch: ``N`` for ``solver="lbfgs"``; a
-shorter last batch is not counted. One classifier a
-class against the rest has its own ``|w|^2``, hence the division by ``C``. The intercept is not regularised,
-except by liblinear (``LinearSVC`` and ``LogisticRegression(solver="liblinear")``), where
-``intercept_scaling`` divides it.
+``C_`` is the parameter ``C``, and ``b`` the size of a batch: ``N`` for ``solver="lbfgs"``; a shorter last
+batch is not counted. One classifier a class against the rest has its own ``|w|^2``, hence the division by
+``C``. The intercept is not regularised, except by liblinear (``LinearSVC`` and
+``LogisticRegression(solver="liblinear")``), where ``intercept_scaling`` divides it.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ import scipy.sparse
 
 from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
+from whence._sparse import SparseRows
 from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.margin_losses import ModifiedHuber, SquaredHinge
 from whence.models.adapter import Adapter, Weights
@@ -157,8 +157,11 @@ class LinearAdapter(EstimatorAdapter):
                 "Give the columns of the fit.",
             )
         if not hasattr(model, "coefs_"):
-            return np.asarray(self._dense(x), dtype=np.float64)
-        hidden = np.asarray(self._dense(x), dtype=model.coefs_[0].dtype)
+            if scipy.sparse.issparse(x):
+                return SparseRows(scipy.sparse.csr_array(x, dtype=np.float64))
+            return np.asarray(x, dtype=np.float64)
+        hidden = x.toarray() if scipy.sparse.issparse(x) else x
+        hidden = np.asarray(hidden, dtype=model.coefs_[0].dtype)
         activation = ACTIVATIONS[model.activation]
         for kernel, bias in zip(model.coefs_[:-1], model.intercepts_[:-1], strict=True):
             hidden = activation(hidden @ kernel + bias)
@@ -276,7 +279,8 @@ def _least_squares(model: Any) -> tuple[Loss, dict[str, float], bool]:
 def _ridge(model: Any) -> tuple[Loss, dict[str, float], bool]:
     if getattr(model, "positive", False):
         raise refuse(model, "positive=True, a bound on its weights", "Fit it with positive=False.")
-    alpha = np.unique(np.asarray(getattr(model, "alpha_", model.alpha), dtype=np.float64))
+    alpha = model.alpha_ if hasattr(model, "alpha_") else model.alpha  # alpha_: by cross-validation
+    alpha = np.unique(np.asarray(alpha, dtype=np.float64))
     if len(alpha) > 1:
         raise refuse(model, "another alpha for each target", "Fit it with one alpha.")
     n_outputs = np.atleast_2d(model.coef_).shape[0]

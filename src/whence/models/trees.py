@@ -137,10 +137,7 @@ class TreeAdapter(EstimatorAdapter):
         self._was_checked = False
         self._base = np.zeros(leaves.theta.shape[1])
         if self.has_base:
-            # What is left of the margin of any row is the base score.
-            row = self._any_row()
-            columns = leaves.columns(self._reached(row))
-            self._base = (self._margin(row) - leaves.margins(columns, self._base, np.float64))[0]
+            self._base = self._find_base()
 
     @abstractmethod
     def _reached(self, x: Any) -> np.ndarray:
@@ -153,6 +150,12 @@ class TreeAdapter(EstimatorAdapter):
     def _any_row(self) -> Any:
         """Return one row that the library takes."""
         return np.zeros((1, self._n_features_in))
+
+    def _find_base(self) -> np.ndarray:
+        """Return the base score ``(C,)``: what its leaves leave of the margin of any row."""
+        row = self._any_row()
+        columns = self._leaves.columns(self._reached(row))
+        return (self._margin(row) - self._leaves.margins(columns, self._base, np.float64))[0]
 
     def weights(self) -> Weights:
         """Return leaf values and base score."""

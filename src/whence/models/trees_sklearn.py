@@ -119,6 +119,7 @@ class HistGradientBoostingAdapter(TreeAdapter):
         try:
             rounds = model._predictors
             self._predictors = [_naming_leaves(tree) for one in rounds for tree in one]
+            self._baseline = np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1)
             self._categories = model._bin_mapper.make_known_categories_bitsets()
             leaves = _hist_leaves([tree for one in rounds for tree in one], len(rounds[0]))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -150,13 +151,8 @@ class HistGradientBoostingAdapter(TreeAdapter):
     def _margin(self, x: Any) -> np.ndarray:
         return _boosting_margin(self._model, _without_names(self._model, x))
 
-    def _any_row(self) -> Any:
-        names = getattr(self._model, "feature_names_in_", None)
-        if names is None:
-            return np.full((1, self._n_features_in), np.nan)
-        import pandas  # the model was fitted on one of its frames
-
-        return pandas.DataFrame([[np.nan] * self._n_features_in], columns=names)
+    def _find_base(self) -> np.ndarray:
+        return self._baseline
 
 
 def _naming_leaves(tree: Any) -> Any:
