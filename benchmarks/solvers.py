@@ -9,8 +9,8 @@ each line.
 ``error`` is relative to the exact solver, in the norm of the damped Hessian, where there is one.
 ``residual`` is the largest relative residual, measured in float64. ``products`` is what the solve's
 products with the Hessian alone would take, ``4 n d C`` operations for each right-hand side that is not
-yet solved, at the rate of products of this machine measured before and after; ``ratio`` is the
-solve's time over it. ``peak MB`` is the process's, NumPy and training set included. ``self`` is the time
+yet solved, at the rate of products of this machine measured in between; ``ratio`` is the solve's
+time over it. ``peak MB`` is the process's, NumPy and training set included. ``self`` is the time
 for the leave-one-out predictions of all samples, on the digits.
 """
 
@@ -92,11 +92,50 @@ def fitted(work: Workload) -> tuple[LinearLayer, Blocks]:
     return LinearLayer(found.x.reshape(shape), SoftmaxCrossEntropy(), has_bias=True), blocks
 
 
-def rate(dtype: type, size: int) -> float:
-    """Return the operations a second of matrix products; the best of a few, the machine may be shared."""
-    a = np.random.default_rng(0).standard_normal((size, size)).astype(dtype)
-    a @ a
-    return 2 * size**3 / min(median_seconds(lambda: a @ a, 1) for _ in range(5))
+class Meter:
+    """Counts products with the Hessian, and measures the rate of matrix products in between.
+
+    Others may be at work on the machine: what it could do is measured while the solver runs, every
+    few products, and left out of the solver's time.
+    """
+
+    EVERY = 5
+
+    def __init__(self, size: int) -> None:
+        matrix = np.random.default_rng(0).standard_normal((size, size))
+        self.matrices = {"float32": matrix.astype(np.float32), "float64": matrix}
+        self.vectors = dict.fromkeys(self.matrices, 0)
+        self.probes: dict[str, list[float]] = {dtype: [] for dtype in self.matrices}
+        self.plain_product = DampedHessian.__call__
+        self.product = lambda operator, vectors: self._count(operator, vectors)
+        self.calls = 0
+
+    def _count(self, operator: DampedHessian, vectors: np.ndarray) -> np.ndarray:
+        self.vectors[str(vectors.dtype)] += vectors.shape[0]
+        self.calls += 1
+        if self.calls % self.EVERY == 0:
+            self.probe()
+        return self.plain_product(operator, vectors)
+
+    def probe(self) -> None:
+        """Time one product in each precision."""
+        for dtype, matrix in self.matrices.items():
+            start = time.perf_counter()
+            matrix @ matrix
+            self.probes[dtype].append(time.perf_counter() - start)
+
+    def seconds_probing(self) -> float:
+        """Return what the probes took."""
+        return sum(map(sum, self.probes.values()))
+
+    def rate(self, dtype: str) -> float:
+        """Return operations a second, over all probes."""
+        size = self.matrices[dtype].shape[0]
+        return 2 * size**3 * len(self.probes[dtype]) / sum(self.probes[dtype])
+
+    def floor(self, flops: float) -> float:
+        """Return what the counted products take at these rates, ``flops`` for each vector."""
+        return sum(flops * n / self.rate(dtype) for dtype, n in self.vectors.items())
 
 
 def run(name: str, solver: str, n_right: int) -> dict:
@@ -107,39 +146,30 @@ def run(name: str, solver: str, n_right: int) -> dict:
     d, c = layer.theta.shape
     classes = np.arange(n_right) % c
     right = block.phi[:n_right, :, None].astype(np.float64) * np.eye(c)[classes][:, None, :]
-    counted = {"float32": 0, "float64": 0}
-    product = DampedHessian.__call__
-
-    def counting(self: DampedHessian, vectors: np.ndarray) -> np.ndarray:
-        counted[str(vectors.dtype)] += vectors.shape[0]
-        return product(self, vectors)
-
+    meter = Meter(256 if name == "smoke" else 2048)
     start = time.perf_counter()
     try:
         ihvp = SOLVERS[solver]().build(layer, blocks)
     except whence.WhenceError as error:
         return {"refused": str(error)}
     build = time.perf_counter() - start
-    size = 256 if name == "smoke" else 2048
-    before = {dtype: rate(np.dtype(dtype).type, size) for dtype in counted}
-    DampedHessian.__call__ = counting
-    start = time.perf_counter()
+    meter.probe()
+    DampedHessian.__call__ = meter.product
+    start, probing = time.perf_counter(), meter.seconds_probing()
     solution = ihvp.solve(right)
-    solve = time.perf_counter() - start
-    DampedHessian.__call__ = product
+    solve = time.perf_counter() - start - (meter.seconds_probing() - probing)
+    DampedHessian.__call__ = meter.plain_product
     peak = peak_megabytes()
-    after = {dtype: rate(np.dtype(dtype).type, size) for dtype in counted}
-    flops = 4 * work.n * d * c
-    seconds = sum(flops * n * 2 / (before[t] + after[t]) for t, n in counted.items())
+    meter.probe()
     result = {
         "build": build,
         "solve": solve,
         "iterations": solution.iterations,
         "residual": solution.relative_residual,
         "converged": solution.converged,
-        "products": seconds if solver.startswith("CG") else None,
+        "products": meter.floor(4 * work.n * d * c) if solver.startswith("CG") else None,
         "peak": peak,
-        "gflops": before["float32"] / 1e9,
+        "gflops": meter.rate("float32") / 1e9,
     }
     if work.size <= 6000:
         exact = whence.ExactIHVPFactory().build(layer, blocks)

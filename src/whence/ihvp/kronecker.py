@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import scipy.sparse.linalg
 
-from whence._arrays import WORKSPACE_BYTES, Array, as_numpy, astype, check_number, namespace, row_slices
+from whence._arrays import (
+    WORKSPACE_BYTES,
+    Array,
+    as_numpy,
+    astype,
+    check_number,
+    like,
+    namespace,
+    row_slices,
+)
 from whence._errors import NotPositiveDefiniteError, WhenceError
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
@@ -142,6 +151,7 @@ class KroneckerIHVP(InverseHessianVectorProduct):
     ) -> None:
         super().__init__(layer, blocks, damping, curvature)
         self._eigenvalues = eigenvalues
+        self._measured: float | None = None
         self._operator = DampedHessian(self.layer, blocks, self.damping)
         self._operator.refuse_if_not_definite()
         self.factors = KroneckerFactors(self.layer, blocks, self.damping, eigenvalues == "corrected")
@@ -157,8 +167,8 @@ class KroneckerIHVP(InverseHessianVectorProduct):
     def solve(self, right: Array) -> Solution:
         """Solve for a stack of right-hand sides ``(m, d, C)``; see the base class.
 
-        The relative residual of the solution is that of the first right-hand side of the first call,
-        and is measured with the Hessian itself: it says how good the approximation is.
+        The relative residual of the solution is that of a random combination of the first call's
+        right-hand sides, measured with the Hessian itself: it says how good the approximation is.
         """
         self._check_shape(right)
         wide = astype(right, namespace(right).float64)
@@ -230,12 +240,14 @@ class KroneckerIHVP(InverseHessianVectorProduct):
         return max(1, WORKSPACE_BYTES // (16 * widest))
 
     def _residual(self, right: Array, value: Array) -> float:
-        if not hasattr(self, "_measured"):
+        if self._measured is None and right.shape[0] > 0:
             xp = namespace(right)
-            norm = float(xp.linalg.vector_norm(right[:1, ...]))
-            gap = self._operator(value[:1, ...]) - right[:1, ...]
-            self._measured = float(xp.linalg.vector_norm(gap)) / norm if norm else 0.0
-        return self._measured
+            signs = np.random.default_rng(0).choice([-1.0, 1.0], (right.shape[0], 1, 1))
+            mixed = xp.sum(like(signs, right) * right, axis=0)[None, ...]
+            image = self._operator(xp.sum(like(signs, right) * value, axis=0)[None, ...])
+            norm = float(xp.linalg.vector_norm(mixed))
+            self._measured = float(xp.linalg.vector_norm(image - mixed)) / norm if norm else 0.0
+        return self._measured or 0.0
 
 
 class KroneckerIHVPFactory(InverseHessianVectorProductFactory):
