@@ -26,6 +26,7 @@ from whence.ihvp import (
     KroneckerIHVPFactory,
     LissaIHVPFactory,
     Solution,
+    WoodburyIHVPFactory,
 )
 from whence.index import CACHE, Index
 from whence.linear_layer import LinearLayer
@@ -63,5 +64,6 @@ __all__ = [
     "Suspects",
     "TrainingLoss",
     "WhenceError",
+    "WoodburyIHVPFactory",
     "load_index",
 ]

@@ -100,6 +100,10 @@ class SparseRows:
             factors = np.broadcast_to(factor.reshape(-1), (self.shape[0],))
             product.data = product.data * np.repeat(factors, np.diff(product.indptr))
             return SparseRows(product)
+        if factor.shape in ((1, self.shape[1]), (self.shape[1],)):
+            product = self.matrix.copy()
+            product.data = product.data * factor.reshape(-1)[product.indices]
+            return SparseRows(product)
         return np.asarray(self) * factor
 
     __rmul__ = __mul__

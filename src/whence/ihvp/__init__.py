@@ -9,6 +9,7 @@ from whence.ihvp.conjugate_gradient import CGDIHVP, CGDIHVPFactory
 from whence.ihvp.exact import Condition, ExactIHVP, ExactIHVPFactory
 from whence.ihvp.kronecker import KroneckerIHVP, KroneckerIHVPFactory
 from whence.ihvp.lissa import LissaIHVP, LissaIHVPFactory
+from whence.ihvp.woodbury import WoodburyIHVP, WoodburyIHVPFactory
 
 __all__ = [
     "CGDIHVP",
@@ -23,4 +24,6 @@ __all__ = [
     "LissaIHVP",
     "LissaIHVPFactory",
     "Solution",
+    "WoodburyIHVP",
+    "WoodburyIHVPFactory",
 ]

@@ -1,0 +1,96 @@
+"""Woodbury's identity against the exact solver and dense linear algebra, dense and sparse features."""
+
+import numpy as np
+import problems
+import pytest
+import reference
+import scipy.sparse
+from tolerances import SOLVE, assert_close
+
+from whence import ExactIHVPFactory, NotPositiveDefiniteError, WhenceError, WoodburyIHVPFactory
+from whence._arrays import as_numpy
+from whence._sparse import SparseRows
+from whence.ihvp import woodbury
+from whence.linear_layer import Block, LinearLayer
+from whence.losses import BinaryCrossEntropy, SoftmaxCrossEntropy
+
+
+class Wide:
+    """30 samples with 90 features, most of them zero, in two blocks."""
+
+    n_samples = 30
+
+    def __init__(self, n_outputs, sparse, weighted=False):
+        rng = np.random.default_rng(0)
+        phi = rng.normal(size=(30, 90)) * (rng.random((30, 90)) < 0.1)
+        self.phi = np.concatenate([phi, np.ones((30, 1))], axis=1)
+        self.theta = rng.normal(size=(91, n_outputs))
+        if n_outputs == 3:
+            self.target = rng.integers(0, 3, size=30)
+        else:
+            self.target = rng.integers(0, 2, size=(30, n_outputs)).astype(float)
+        self.weight = rng.random(30) if weighted else None
+        self.sparse = sparse
+
+    def __iter__(self):
+        for rows in (slice(0, 11), slice(11, 30)):
+            phi = SparseRows(scipy.sparse.csr_array(self.phi[rows])) if self.sparse else self.phi[rows]
+            weight = None if self.weight is None else self.weight[rows]
+            yield Block(phi, self.target[rows], weight)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize(("n_outputs", "loss"), [(1, BinaryCrossEntropy()), (3, SoftmaxCrossEntropy())])
+def test_more_features_than_samples(n_outputs, loss, sparse, weighted, rng):
+    blocks = Wide(n_outputs, sparse, weighted)
+    layer = LinearLayer(blocks.theta, loss, has_bias=True, l2=0.1)
+    ours = WoodburyIHVPFactory(1e-2).build(layer, blocks)
+    exact = ExactIHVPFactory(1e-2).build(layer, Wide(n_outputs, False, weighted))
+    right = rng.normal(size=(4, 91, n_outputs))
+    solution = ours.solve(right)
+    assert_close(solution.value, exact.solve(right).value, SOLVE)
+    assert solution.converged
+    assert solution.relative_residual < 1e-9
+    phi = next(iter(blocks)).phi
+    assert_close(ours.leverages(phi), exact.leverages(blocks.phi[:11]), SOLVE)
+    r = rng.normal(size=(11, n_outputs))
+    assert_close(ours.self_products(phi, r), exact.self_products(blocks.phi[:11], r), SOLVE)
+    outputs = rng.integers(0, n_outputs, size=11)
+    assert_close(
+        ours.self_products(phi, r, outputs), exact.self_products(blocks.phi[:11], r, outputs), SOLVE
+    )
+
+
+@pytest.mark.parametrize("loss", problems.CONVEX)
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+def test_every_loss_against_dense_linear_algebra(loss, has_bias, rng):
+    problem = problems.problem(loss, has_bias, weighted=has_bias)
+    layer, blocks = problem.layer(), problem.blocks()
+    right = rng.normal(size=(3, layer.n_features, layer.n_outputs))
+    dense = problem.dense(1e-2)
+    flat = np.stack([reference.flat(part) for part in right], axis=1)
+    expected = np.linalg.solve(dense.damped, flat)
+    got = WoodburyIHVPFactory(1e-2).build(layer, blocks).solve(right).value
+    assert_close(np.stack([reference.flat(part) for part in as_numpy(got)], axis=1), expected, SOLVE)
+
+
+def test_no_damping_is_refused():
+    blocks = Wide(1, True)
+    layer = LinearLayer(blocks.theta, BinaryCrossEntropy(), has_bias=True, l2=0.1)
+    with pytest.raises(NotPositiveDefiniteError, match="divides by it"):
+        WoodburyIHVPFactory(0).build(layer, blocks)
+
+
+def test_too_many_samples_for_the_memory(monkeypatch):
+    blocks = Wide(3, True)
+    layer = LinearLayer(blocks.theta, SoftmaxCrossEntropy(), has_bias=True)
+    monkeypatch.setattr(woodbury, "memory_bytes", lambda: 10_000)
+    with pytest.raises(WhenceError, match="CGDIHVPFactory"):
+        WoodburyIHVPFactory().build(layer, blocks)
+
+
+def test_nothing_to_solve():
+    blocks = Wide(1, True)
+    layer = LinearLayer(blocks.theta, BinaryCrossEntropy(), has_bias=True)
+    assert WoodburyIHVPFactory().build(layer, blocks).solve(np.empty((0, 91, 1))).value.shape == (0, 91, 1)
