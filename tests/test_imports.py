@@ -31,6 +31,7 @@ ORDER = [
     "models",
     "explanation",
     "attribution",
+    "label_errors",
     "report",
     "evaluation",
     "engine",
@@ -46,7 +47,11 @@ MATHEMATICS = ["_arrays", "blocks", "curvature", "losses", "linear_layer", "ihvp
 FRAMEWORKS = {"jax", "keras", "lightgbm", "sklearn", "tensorflow", "torch", "xgboost"}
 CORE = {"array_api_compat", "numpy", "scipy"}
 #: Modules that are themselves imported only when called for, and what they may import at once.
-ON_DEMAND = {"whence.cli": {"rich", "typer"}, "whence.data_torch": {"torch"}}
+ON_DEMAND = {
+    "whence.cli": {"rich", "typer"},
+    "whence.data_torch": {"torch"},
+    "whence.label_errors": {"sklearn"},
+}
 
 
 def name_of(path):

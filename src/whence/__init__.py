@@ -1,5 +1,8 @@
 """Attribute predictions to training samples: which ones they come from, and how much from each."""
 
+from typing import TYPE_CHECKING, Any
+
+from whence._arrays import import_extra
 from whence._errors import (
     MissingExtraError,
     NotConvergedError,
@@ -33,6 +36,9 @@ from whence.linear_layer import LinearLayer
 from whence.models import InfluenceModel
 from whence.search import ORDER, BaseNearestNeighbors, LinearNearestNeighbors
 
+if TYPE_CHECKING:
+    from whence.label_errors import LabelErrors
+
 __version__ = "0.1.0.dev0"
 
 __all__ = [
@@ -52,6 +58,7 @@ __all__ = [
     "InverseHessianVectorProduct",
     "InverseHessianVectorProductFactory",
     "KroneckerIHVPFactory",
+    "LabelErrors",
     "LinearLayer",
     "LinearNearestNeighbors",
     "LissaIHVPFactory",
@@ -67,3 +74,13 @@ __all__ = [
     "WoodburyIHVPFactory",
     "load_index",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs scikit-learn when it is first asked for."""
+    if name != "LabelErrors":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_extra("sklearn", "sklearn")
+    from whence.label_errors import LabelErrors
+
+    return LabelErrors

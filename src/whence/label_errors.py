@@ -1,0 +1,137 @@
+"""Label errors in scikit-learn's conventions: an estimator with ``fit``, ``scores_`` and ``ranking_``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+
+from whence._arrays import check_number
+from whence._errors import WhenceError
+from whence._tables import is_table
+from whence.attribution import RepresenterPointLJE
+from whence.ihvp import ExactIHVPFactory
+from whence.models import InfluenceModel
+
+__all__ = ["LabelErrors"]
+
+SCORES = ("leave_one_out", "self_influence", "loss")
+
+
+class LabelErrors(BaseEstimator):
+    """Rank training samples by how doubtful their labels are.
+
+    Fits a copy of an estimator, takes it for a dense layer (:class:`~whence.InfluenceModel` says which it
+    can take), and asks for each sample how much its label is fitted only because it was shown:
+    :meth:`whence.RepresenterPointLJE.suspects`, in scikit-learn's conventions.
+
+    Parameters
+    ----------
+    estimator : estimator, default=None
+        What to fit: a linear model, a perceptron, an ensemble of trees of scikit-learn, XGBoost or
+        LightGBM, or a pipeline that ends in one. ``None`` takes ``LogisticRegression()``.
+    rank_by : {"leave_one_out", "self_influence", "loss"}, default="leave_one_out"
+        What to rank by; see :meth:`whence.RepresenterPointLJE.suspects`.
+    damping : float, default=1e-3
+        Added to the Hessian's diagonal, next to the estimator's own regularisation.
+
+    Attributes
+    ----------
+    scores_ : array of shape (n_samples,)
+        How doubtful each label is, in the order of the samples; larger is more doubtful.
+    ranking_ : array of shape (n_samples,), integers
+        The samples' positions, the most doubtful first.
+    estimator_ : estimator
+        The fitted copy.
+    classes_ : array of shape (n_classes,)
+        The classes, if ``estimator`` is a classifier.
+    n_features_in_ : int
+    feature_names_in_ : array of shape (n_features_in_,), of str
+        If ``X`` is a frame whose columns have names.
+
+    Examples
+    --------
+    One label of eight contradicts its neighbours:
+
+    >>> X = np.asarray([[-4.0], [-3.0], [-2.0], [-1.0], [1.0], [2.0], [3.0], [4.0]])
+    >>> errors = LabelErrors().fit(X, [0, 0, 0, 0, 1, 1, 0, 1])
+    >>> int(errors.ranking_[0])
+    6
+    """
+
+    def __init__(
+        self, estimator: Any = None, *, rank_by: str = "leave_one_out", damping: float = 1e-3
+    ) -> None:
+        self.estimator = estimator
+        self.rank_by = rank_by
+        self.damping = damping
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LabelErrors:
+        """Fit the estimator and score its training labels.
+
+        Parameters
+        ----------
+        X : array, sparse matrix or frame of shape (n_samples, n_features)
+        y : array of shape (n_samples,)
+        sample_weight : array of shape (n_samples,), optional
+
+        Returns
+        -------
+        LabelErrors
+            Itself.
+        """
+        if self.rank_by not in SCORES:
+            raise WhenceError("rank_by", f"one of {', '.join(SCORES)}", repr(self.rank_by), "Choose one.")
+        check_number(self.damping, "damping")
+        if y is None:
+            raise ValueError("LabelErrors requires y to be passed, but the target y is None.")
+        if scipy.sparse.issparse(X):
+            X = X.tocsr()
+        x = X if is_table(X) else np.asarray(X)
+        estimator = _default() if self.estimator is None else clone(self.estimator)
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        labels = np.asarray(y)
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = column_or_1d(labels, warn=True)
+        self.estimator_ = estimator.fit(x, labels, **weights)
+        self.n_features_in_ = int(x.shape[1])
+        for name in ("classes_", "feature_names_in_"):
+            if hasattr(self.estimator_, name):
+                setattr(self, name, getattr(self.estimator_, name))
+        data = (_numbered(x), labels)
+        if sample_weight is not None:
+            data = (*data, np.asarray(sample_weight, dtype=np.float64))  # type: ignore[assignment]
+        method = RepresenterPointLJE(
+            InfluenceModel(self.estimator_), data, ExactIHVPFactory(self.damping), progress=False
+        )
+        ranked = method.suspects(data, None, score=self.rank_by, progress=False)
+        self.ranking_ = np.asarray(ranked.ids)
+        self.scores_ = np.empty(len(labels), dtype=np.float64)
+        self.scores_[self.ranking_] = ranked.scores
+        return self
+
+    def suspects(self, k: int) -> np.ndarray:
+        """Return the positions of the ``k`` samples whose labels are most doubtful."""
+        check_is_fitted(self)
+        check_number(k, "k", minimum=1, integer=True)
+        return self.ranking_[:k]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.sparse = True
+        return tags
+
+
+def _default() -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression()
+
+
+def _numbered(x: Any) -> Any:
+    """Return a frame with its rows named by their positions, which ``ranking_`` speaks of."""
+    return x.reset_index(drop=True) if hasattr(x, "reset_index") else x
