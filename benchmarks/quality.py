@@ -114,8 +114,10 @@ def one_run(seed: int, *, name: str, kind: str, share: float, smoke: bool) -> tu
     return scores, is_wrong
 
 
-def label_errors(names: list[str], kinds: list[str], seeds: int, smoke: bool, jobs: int) -> Any:
-    """Return one row for each data set, model, share, seed and score."""
+def label_errors(
+    names: list[str], kinds: list[str], seeds: int, smoke: bool, jobs: int, write: Path | None
+) -> Any:
+    """Return one row for each data set, model, share, seed and score; write what there is as it comes."""
     import pandas
 
     from whence import evaluation
@@ -129,6 +131,8 @@ def label_errors(names: list[str], kinds: list[str], seeds: int, smoke: bool, jo
                 run = partial(one_run, name=name, kind=kind, share=share, smoke=smoke)
                 frame = evaluation.label_error_detection(run, range(seeds), n_jobs=jobs)
                 frames.append(frame.assign(data=name, model=kind, flipped=share))
+                if write:
+                    save(pandas.concat(frames), "label-errors", write)
                 means = evaluation.summary(frame, "roc_auc")
                 best = means.loc[means["mean"].idxmax()]
                 print(f"{name}, {kind}, {share:.0%}: best {best['score']} {best['mean']:.3f}", flush=True)
@@ -253,6 +257,12 @@ def markdown(frame: Any, digits: int = 3) -> str:
     return "".join(f"| {line} |\n" if "---" not in line else f"|{line}|\n" for line in lines)
 
 
+def save(frame: Any, title: str, folder: Path) -> None:
+    """Write all numbers as CSV."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / f"quality-{title}.csv", index=False, float_format="%.6g")
+
+
 def table_of_labels(frame: Any, kind: str) -> Any:
     """Return mean areas, one column a data set and share, and their mean, best first."""
     chosen = frame[frame["model"] == kind].assign(
@@ -269,7 +279,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--jobs", type=int, default=1, help="seeds at once")
     options.add_argument("--data", nargs="*", help="some of the data sets")
-    options.add_argument("--models", nargs="*", default=["MLP", "linear", "CNN"])
+    options.add_argument("--models", nargs="*", default=["MLP", "linear"], help="or CNN, on digits")
     options.add_argument("--parts", nargs="*", default=["labels", "retraining"])
     options.add_argument("--write", type=Path, help="a folder for the tables and the numbers")
     chosen = options.parse_args()
@@ -278,7 +288,7 @@ def main() -> None:
     seeds = 1 if chosen.smoke else chosen.seeds
     results = {}
     if "labels" in chosen.parts:
-        frame = label_errors(names, kinds, seeds, chosen.smoke, chosen.jobs)
+        frame = label_errors(names, kinds, seeds, chosen.smoke, chosen.jobs, chosen.write)
         results["label-errors"] = frame
         for kind in kinds:
             results[f"label-errors-{kind}"] = table_of_labels(frame, kind)
@@ -294,8 +304,7 @@ def main() -> None:
     for title, table in results.items():
         if title in ("label-errors", "retraining"):
             if chosen.write:
-                chosen.write.mkdir(parents=True, exist_ok=True)
-                table.to_csv(chosen.write / f"quality-{title}.csv", index=False, float_format="%.6g")
+                save(table, title, chosen.write)
             continue
         text = markdown(table)
         print(f"\n{title}\n\n{text}")
