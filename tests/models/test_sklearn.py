@@ -194,6 +194,7 @@ def test_a_pipeline_on_a_frame_explains_in_the_names_of_its_rows():
     lje = method(model, (frame, y))
     explanation = lje.explain((frame.iloc[:3], y.iloc[:3]), 2)
     assert set(explanation.ids.ravel()) <= set(frame.index)
+    assert explanation.sample_ids.tolist() == ["bottle 0", "bottle 1", "bottle 2"]
     assert lje.suspects((frame, y), 3).ids[0].startswith("bottle")
     x = model[:-1].transform(frame)
     plain = method(model[-1], (x, y.to_numpy())).explain((x[:3], y[:3].to_numpy()), 2)

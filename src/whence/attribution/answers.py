@@ -9,6 +9,7 @@ import numpy as np
 
 from whence._arrays import as_numpy
 from whence._errors import WhenceError
+from whence._tables import row_names
 from whence.attribution.base import Scorer, Vectors, at_most, check_k
 from whence.attribution.question import Question, hide, join, positions_of
 from whence.data import Batch
@@ -54,7 +55,7 @@ class Answers(Scorer):
             an image are numbered row by row. Default: the mean over positions, each with its own
             output, by what they count in the sample's loss.
         ids : sequence, optional
-            Names of the samples; positions by default.
+            Names of the samples; by default the index of a pandas frame, else positions.
         progress : bool, optional
 
         Returns
@@ -73,6 +74,7 @@ class Answers(Scorer):
             parts.append(facts | self._searched(question, search))
         joined = {key: join([part[key] for part in parts]) for key in parts[0]}
         n_explained = joined["values"].shape[0]
+        ids = row_names(samples) if ids is None else ids
         names = np.arange(n_explained) if ids is None else np.asarray(ids)
         if names.shape != (n_explained,):
             fix = "Give them in the order of the samples."

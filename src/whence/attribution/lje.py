@@ -63,7 +63,7 @@ class RepresenterPointLJE(Attribution):
     label : {"predicted", "given"}, default="predicted"
         Which output counts as a sample's own, in self-influence and in what is explained.
     ids : sequence, optional
-        Names of the training samples; positions by default.
+        Names of the training samples; the index of a pandas frame, or positions, by default.
     seed : int, default=0
         Of the draw of ``n_samples_for_hessian``.
     progress : bool, optional

@@ -249,7 +249,7 @@ class InfluenceModel:
         ----------
         dataset : dataset
         ids : sequence, optional
-            Names of the samples; positions by default.
+            Names of the samples; the index of a pandas frame, or positions, by default.
         progress : bool, optional
         argument : str, default="dataset"
             What messages call it.
