@@ -42,7 +42,8 @@ class Attribution(Answers):
     label : {"predicted", "given"}, default="predicted"
         Which output counts as a sample's own.
     ids : sequence, optional
-        Names of the training samples, in the order of the dataset; the index of a pandas frame, or positions, by default.
+        Names of the training samples, in the order of the dataset; by default the index of a pandas frame,
+        or positions.
     progress : bool, optional
         ``None`` shows progress bars on a terminal, ``True`` always, ``False`` never.
     """
