@@ -40,6 +40,7 @@ PUBLISHED = {
 #: Methods that take a damping.
 DAMPED = (
     "LJE on leaves, self-influence",
+    "the same with reg_lambda=0",
     "LJE on leaves, leave-one-out margin",
     "influence function on leaves",
     "LJE on outputs of trees",
@@ -122,14 +123,17 @@ def rankings(
     """Return what samples are ranked by, largest first: method and damping to scores."""
     data = (x, y)
     wrapped = whence.InfluenceModel(model)
+    undamped = whence.InfluenceModel(model, reg_lambda=0.0)
     outputs = OutputsOfTrees(model, x, y)
     result: dict[tuple[str, float | None], np.ndarray] = {}
     for damping in dampings:
         factory = whence.WoodburyIHVPFactory(damping)
         lje = whence.RepresenterPointLJE(wrapped, data, factory, progress=False)
         influence = whence.InfluenceFunctions(wrapped, data, factory, progress=False)
+        alone = whence.RepresenterPointLJE(undamped, data, factory, progress=False)
         values = (
             self_influence(lje, data),
+            self_influence(alone, data),
             suspicion(lje, data, "leave_one_out"),
             self_influence(influence, data),
             outputs.scores(damping),
@@ -197,6 +201,7 @@ def main() -> None:
     """Print the tables for both learning rates."""
     options = parser(__doc__)
     options.add_argument("folder", nargs="?", help="where train.csv and flip_orders.csv are")
+    options.add_argument("--rates", nargs="*", type=float, default=[0.005, 0.1], help="learning rates")
     chosen = options.parse_args()
     named = chosen.folder or os.environ.get("WHENCE_DATA")
     folder = None if named is None else Path(named)
@@ -207,11 +212,11 @@ def main() -> None:
     if folder is None and not chosen.smoke:
         sys.exit("Give the folder of German credit: benchmarks/german_credit.py FOLDER")
     data = data_of(folder)
-    dampings, n_trees, rates = DAMPINGS, 80, (0.005, 0.1)
+    dampings, n_trees, rates = DAMPINGS, 80, chosen.rates
     if chosen.smoke:
         print("smoke run on", "German credit" if folder else "breast cancer: German credit is not here")
         x, y, orders = data
-        data, dampings, n_trees, rates = (x, y, orders[:2]), (1e-4,), 10, (0.1,)
+        data, dampings, n_trees, rates = (x, y, orders[:2]), (1e-4,), 10, [0.1]
     for rate in rates:
         start = time.perf_counter()
         shares, about = run(data, rate, n_trees, dampings)

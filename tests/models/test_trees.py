@@ -303,11 +303,23 @@ def test_leaves_are_regularised_as_in_training(case):
     assert wrapped.layer.bias_l2 == 0
 
 
-def test_one_long_round_with_a_small_step_is_stationary_under_the_regulariser():
-    """Boosted for long, one tree of one leaf more cannot help: gradient plus pull vanish on each leaf.
+@pytest.mark.parametrize("case", ["xgboost", "lightgbm"])
+def test_the_regulariser_can_be_given(case):
+    train, data, _ = STRENGTHS[case]
+    wrapped = whence.InfluenceModel(train(), reg_lambda=2.5)
+    wrapped.index(data)
+    assert wrapped.layer.l2 == pytest.approx(2.5 / len(data[1]))
+    with pytest.raises(WhenceError, match="reg_lambda: expected a number >= 0"):
+        whence.InfluenceModel(train(), reg_lambda=-1.0)
 
-    A single full Newton step on squared error lands on the optimum of its leaves, which fixes lam.
-    """
+
+def test_a_forest_knows_no_regulariser():
+    with pytest.raises(WhenceError, match="reg_lambda: expected a booster"):
+        whence.InfluenceModel(RandomForestClassifier(3).fit(*BINARY), reg_lambda=1.0)
+
+
+def test_a_full_step_on_squared_error_lands_on_the_optimum_of_its_leaves():
+    """Gradient and pull of the regulariser cancel on every leaf, which fixes ``lam``."""
     model = xgboost(xgb.XGBRegressor, n_estimators=1, learning_rate=1.0, reg_lambda=5.0).fit(*VALUES)
     wrapped = whence.InfluenceModel(model)
     index = wrapped.index(VALUES)

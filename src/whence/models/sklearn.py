@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from whence._arrays import Array, as_numpy
+from whence._arrays import Array, as_numpy, check_number
 from whence._errors import WhenceError
 from whence._sparse import SparseRows
 from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
@@ -41,7 +41,12 @@ __all__ = ["LinearAdapter", "open_sklearn"]
 
 
 def open_sklearn(
-    model: Any, start_layer: int | str = -1, loss_function: Any = None, *, class_weight: Any = None
+    model: Any,
+    start_layer: int | str = -1,
+    loss_function: Any = None,
+    *,
+    class_weight: Any = None,
+    reg_lambda: float | None = None,
 ) -> Adapter:
     """Return the adapter of an estimator, or of the last step of a pipeline.
 
@@ -54,6 +59,9 @@ def open_sklearn(
     class_weight : array of shape (C,) or dict, optional
         What training counted each class; needed if it was ``"balanced"``, of which a fitted estimator
         does not keep the numbers.
+    reg_lambda : float, optional
+        In place of the L2 strength on leaf values that XGBoost or LightGBM was trained with; 0 leaves
+        the factory's damping alone.
 
     Raises
     ------
@@ -61,20 +69,25 @@ def open_sklearn(
         If the estimator is not fitted, not known, or does something that is not a dense layer.
     """
     pipe, final = split_pipeline(model)
-    adapter = _open(pipe, final, loss_function, class_weight)
+    if reg_lambda is not None:
+        check_number(reg_lambda, "reg_lambda")
+    adapter = _open(pipe, final, loss_function, class_weight, reg_lambda)
     return adapter.with_layer(start_layer)
 
 
-def _open(pipe: Pipe, final: Any, loss_function: Any, class_weight: Any) -> Adapter:
+def _open(pipe: Pipe, final: Any, loss_function: Any, class_weight: Any, reg_lambda: Any) -> Adapter:
     bases = [f"{base.__module__.split('.')[0]}.{base.__name__}" for base in type(final).__mro__]
     if any(name.startswith("xgboost.") for name in bases):
         from whence.models.trees_xgboost import XGBoostAdapter
 
-        return XGBoostAdapter(final, pipe, loss_function)
+        return XGBoostAdapter(final, pipe, loss_function, reg_lambda)
     if any(name.startswith("lightgbm.") for name in bases):
         from whence.models.trees_lightgbm import LightGBMAdapter
 
-        return LightGBMAdapter(final, pipe, loss_function)
+        return LightGBMAdapter(final, pipe, loss_function, reg_lambda)
+    if reg_lambda is not None:
+        got = f"a {type(final).__name__}"
+        raise WhenceError("reg_lambda", "a booster of XGBoost or LightGBM", got, "Leave it out.")
     from whence.models.trees_sklearn import ENSEMBLES, open_ensemble
 
     for name in bases:

@@ -39,9 +39,13 @@ class LightGBMAdapter(TreeAdapter):
     pipe : Pipe
     loss_function : Loss or str, optional
         For an objective of the user's own; see :func:`~whence.models.estimators.given_loss`.
+    reg_lambda : float, optional
+        In place of the booster's own.
     """
 
-    def __init__(self, model: Any, pipe: Pipe, loss_function: Any = None) -> None:
+    def __init__(
+        self, model: Any, pipe: Pipe, loss_function: Any = None, reg_lambda: float | None = None
+    ) -> None:
         self._model = model
         is_wrapper = hasattr(model, "get_params")
         if is_wrapper and not model.__sklearn_is_fitted__():
@@ -67,6 +71,8 @@ class LightGBMAdapter(TreeAdapter):
                 "class weights that a trained booster does not keep",
                 "Train it with sample_weight, and give the same weights with the samples.",
             )
+        if reg_lambda is None:
+            reg_lambda = float(parameters.get("lambda_l2", 0))
         super().__init__(
             f"{type(model).__name__} with objective {objective!r}",
             leaves,
@@ -76,7 +82,7 @@ class LightGBMAdapter(TreeAdapter):
             n_features_in=booster.num_feature(),
             one_against_rest=against_rest,
             by_class=None if positive == 1 or n_outputs > 1 else np.asarray([1.0, positive]),
-            l2_of_sum=l2_on_leaves(float(parameters.get("lambda_l2", 0)), loss, n_outputs, against_rest),
+            l2_of_sum=l2_on_leaves(reg_lambda, loss, n_outputs, against_rest),
         )
 
     def _reached(self, x: Any) -> np.ndarray:

@@ -41,9 +41,13 @@ class XGBoostAdapter(TreeAdapter):
     pipe : Pipe
     loss_function : Loss or str, optional
         For an objective of the user's own; see :func:`~whence.models.estimators.given_loss`.
+    reg_lambda : float, optional
+        In place of the booster's own.
     """
 
-    def __init__(self, model: Any, pipe: Pipe, loss_function: Any = None) -> None:
+    def __init__(
+        self, model: Any, pipe: Pipe, loss_function: Any = None, reg_lambda: float | None = None
+    ) -> None:
         self._xgboost = import_extra("xgboost", "trees")
         self._model = model
         is_wrapper = hasattr(model, "get_booster")
@@ -61,7 +65,8 @@ class XGBoostAdapter(TreeAdapter):
         loss = _loss_of(model, is_wrapper, objective, loss_function)
         leaves = _leaves_of(content["gradient_booster"], self._range[1], int(parameters["num_class"]))
         n_outputs = leaves.theta.shape[1]
-        train = _train_parameters(booster)
+        if reg_lambda is None:
+            reg_lambda = float(_train_parameters(booster).get("lambda", 1.0))
         positive = float(content["objective"].get("reg_loss_param", {}).get("scale_pos_weight", 1))
         names = np.asarray(model.classes_) if is_wrapper and hasattr(model, "classes_") else None
         super().__init__(
@@ -72,7 +77,7 @@ class XGBoostAdapter(TreeAdapter):
             names,
             n_features_in=int(parameters["num_feature"]),
             by_class=None if positive == 1 or n_outputs > 1 else np.asarray([1.0, positive]),
-            l2_of_sum=l2_on_leaves(float(train.get("lambda", 1.0)), loss, n_outputs, False),
+            l2_of_sum=l2_on_leaves(reg_lambda, loss, n_outputs, False),
             precision=np.float32,
         )
 
