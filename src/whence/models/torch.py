@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,6 +15,15 @@ from whence.models._torch import TorchDerivatives, torch_output
 from whence.models.adapter import Adapter, LossSpec, Weights
 from whence.models.differentiated import DifferentiatedLoss, identity_of
 from whence.models.torch_losses import own_loss, read_loss
+from whence.models.torch_module import (
+    check_device,
+    device_named,
+    linear_layers,
+    takes,
+    takes_any_keyword,
+    takes_positions,
+    unwrapped,
+)
 from whence.models.torch_tail import TorchTail, inference
 
 __all__ = ["TorchAdapter"]
@@ -71,17 +79,17 @@ class TorchAdapter(Adapter):
             "label_key": label_key,
         }
         self.label_key = label_key
-        self._model = _unwrapped(model)
-        self._linear = _linear_layers(self._torch, self._model)
+        self._model = unwrapped(model)
+        self._linear = linear_layers(self._torch, self._model)
         self._start_layer = start_layer
         self._weight_decay = float(weight_decay)
         self._classes = classes
         self._loss = None if loss_function is None else read_loss(loss_function)
-        self._device = _check_device(self._torch, self._model, device)
+        self._device = check_device(self._torch, self._model, device)
         self._layer: Any = None
         self._layer_name = ""
         self._was_tried = False
-        if self._loss is None and not _takes(self._model, "labels"):
+        if self._loss is None and not takes(self._model, "labels"):
             raise WhenceError(
                 "loss_function",
                 "a loss, since a module does not hold the one that it was trained with",
@@ -263,7 +271,7 @@ class TorchAdapter(Adapter):
         if device is None:
             yield
             return
-        before, wanted = self._at(), _device(self._torch, device)
+        before, wanted = self._at(), device_named(self._torch, device)
         if wanted == before or self._device is not None:
             if self._device is not None and wanted != self._device:
                 raise WhenceError(
@@ -327,10 +335,10 @@ class TorchAdapter(Adapter):
         """Return inputs as the model takes them: a dict by keywords, a tuple one by one."""
         placed = map_leaves(self._to_device, inputs)
         if isinstance(placed, Mapping):
-            every = _takes_any_keyword(self._model) and not any(_takes(self._model, k) for k in placed)
-            known = {key: value for key, value in placed.items() if every or _takes(self._model, key)}
+            every = takes_any_keyword(self._model) and not any(takes(self._model, k) for k in placed)
+            known = {key: value for key, value in placed.items() if every or takes(self._model, key)}
             return ((), known) if known else ((placed,), {})
-        if isinstance(placed, tuple) and _takes_positions(self._model, len(placed)):
+        if isinstance(placed, tuple) and takes_positions(self._model, len(placed)):
             return placed, {}
         return (placed,), {}
 
@@ -365,94 +373,6 @@ class TorchAdapter(Adapter):
             f"{len(tensors)} tensors",
             "Wrap it in a module whose forward returns the output that the loss is on.",
         )
-
-
-def _unwrapped(model: Any) -> Any:
-    """Return the module inside ``torch.compile`` and ``DataParallel``."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
-            model = model.module
-        else:
-            return model
-
-
-def _linear_layers(torch: Any, model: Any) -> dict[str, Any]:
-    found = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    if not found:
-        raise WhenceError(
-            "model",
-            "a module with at least one torch.nn.Linear",
-            f"a {type(model).__name__} without any",
-            "Only dense layers can be explained.",
-        )
-    for name, layer in found.items():
-        if isinstance(layer.weight, torch.nn.parameter.UninitializedParameter):
-            raise WhenceError(
-                "model", "a model with weights", f"{name!r}, never called", "Train it, or load its weights."
-            )
-    return found
-
-
-def _device(torch: Any, wanted: Any) -> Any:
-    try:
-        device = torch.device(wanted)
-    except (RuntimeError, TypeError) as error:
-        got = f"{wanted!r} ({' '.join(str(error).split())[:80]})"
-        raise WhenceError("device", "a device of PyTorch", got, "Leave it out.") from None
-    if device.type == "mps":
-        raise WhenceError("device", "a device with float64", "mps", "Leave it out: use the host.")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
-    if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        n_devices = torch.cuda.device_count()
-        raise WhenceError("device", f"one of {n_devices} CUDA devices", repr(wanted), "Leave it out.")
-    return device
-
-
-def _check_device(torch: Any, model: Any, wanted: Any) -> Any:
-    """Return the device to keep arrays on, or None; raise unless the model is on one, and that one."""
-    found = sorted({str(p.device) for p in [*model.parameters(), *model.buffers()]})
-    if len(found) > 1 or found == ["meta"]:
-        raise WhenceError(
-            "model",
-            "a module with its weights on one device",
-            " and ".join(found),
-            "Move it: model.to('cpu').",
-        )
-    if wanted is None:
-        return None
-    device = _device(torch, wanted)
-    if str(device) == found[0]:
-        return device
-    raise WhenceError(
-        "device",
-        "the device that the model is on",
-        f"{device}, and a model on {found[0]}",
-        f"Move the model: model.to({str(wanted)!r}).",
-    )
-
-
-def _takes(model: Any, name: str) -> bool:
-    """Whether ``forward`` takes an argument of this name."""
-    parameters = inspect.signature(model.forward).parameters
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return name in parameters and parameters[name].kind in kinds
-
-
-def _takes_any_keyword(model: Any) -> bool:
-    parameters = inspect.signature(model.forward).parameters.values()
-    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-
-
-def _takes_positions(model: Any, count: int) -> bool:
-    """Whether ``forward`` takes this many arguments by position."""
-    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return True
-    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(kind in by_position for kind in kinds) >= count
 
 
 def _on_host(tensor: Any) -> np.ndarray:
