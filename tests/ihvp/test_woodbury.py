@@ -7,10 +7,17 @@ import reference
 import scipy.sparse
 from tolerances import SOLVE, assert_close
 
-from whence import ExactIHVPFactory, NotPositiveDefiniteError, WhenceError, WoodburyIHVPFactory
+from whence import (
+    CGDIHVPFactory,
+    ExactIHVPFactory,
+    KroneckerIHVPFactory,
+    NotPositiveDefiniteError,
+    WhenceError,
+    WoodburyIHVPFactory,
+)
 from whence._arrays import as_numpy
 from whence._sparse import SparseRows
-from whence.ihvp import woodbury
+from whence.ihvp import kronecker, woodbury
 from whence.linear_layer import Block, LinearLayer
 from whence.losses import BinaryCrossEntropy, SoftmaxCrossEntropy
 
@@ -94,3 +101,16 @@ def test_nothing_to_solve():
     blocks = Wide(1, True)
     layer = LinearLayer(blocks.theta, BinaryCrossEntropy(), has_bias=True)
     assert WoodburyIHVPFactory().build(layer, blocks).solve(np.empty((0, 91, 1))).value.shape == (0, 91, 1)
+
+
+@pytest.mark.parametrize(
+    "factory", [KroneckerIHVPFactory(), CGDIHVPFactory()], ids=["factors", "preconditioner"]
+)
+def test_features_too_wide_for_a_dense_second_moment(factory, monkeypatch):
+    blocks = Wide(1, True)
+    layer = LinearLayer(blocks.theta, BinaryCrossEntropy(), has_bias=True)
+    monkeypatch.setattr(kronecker, "memory_bytes", lambda: 10_000)
+    with pytest.raises(WhenceError, match="preconditioner=None"):
+        factory.build(layer, blocks).solve(np.ones((1, 91, 1)))
+    plain = CGDIHVPFactory(preconditioner=None).build(layer, blocks)
+    assert plain.solve(np.ones((1, 91, 1))).converged

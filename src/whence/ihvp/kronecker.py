@@ -28,6 +28,7 @@ from whence.ihvp.base import (
     linear_system,
     with_model,
 )
+from whence.ihvp.exact import memory_bytes
 from whence.ihvp.operator import DampedHessian, row_blocks, second_moment
 from whence.linear_layer import Blocks, LinearLayer
 
@@ -67,6 +68,7 @@ class KroneckerFactors:
     """
 
     def __init__(self, layer: LinearLayer, blocks: Blocks, damping: float, corrected: bool = True) -> None:
+        _refuse_if_too_large(layer.n_features)
         moment, _ = second_moment(blocks)
         xp = namespace(moment)
         lam = astype(layer.regulariser(damping), xp.float64)
@@ -121,6 +123,18 @@ class KroneckerFactors:
             squares = (block.phi @ self.features) ** 2
             total += squares.T @ layer.curvatures(block).quadratic_forms(self.outputs)
         return total / blocks.n_samples
+
+
+def _refuse_if_too_large(n_features: int) -> None:
+    """Raise if the second moment of the features and its eigenvectors do not fit into memory."""
+    needed, available = 40 * n_features**2, memory_bytes()
+    if needed > 0.8 * available:
+        raise WhenceError(
+            "ihvp_calculator_factory",
+            f"a matrix of features by features that fits into memory ({available / 2**30:.0f} GiB here)",
+            f"{n_features} features, which take {needed / 2**30:.0f} GiB",
+            "Take CGDIHVPFactory(preconditioner=None), which forms no matrix.",
+        )
 
 
 class KroneckerIHVP(InverseHessianVectorProduct):
