@@ -88,6 +88,9 @@ def test_precision_kind_and_size(both):
     sparse, dense = both
     assert astype(sparse, np.float32).dtype == np.float32
     assert astype(sparse, np.float64) is sparse
+    half = astype(sparse, np.float16)
+    assert half.dtype == np.float32
+    assert np.array_equal(as_numpy(half), dense.astype(np.float16))
     assert like(sparse, sparse) is sparse
     assert isinstance(like(dense, sparse), np.ndarray)
     assert len(sparse) == 7

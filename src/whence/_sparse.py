@@ -133,8 +133,17 @@ class SparseRows:
         return SparseRows(-self.matrix)
 
     def astype(self, dtype: Any, copy: bool = True) -> SparseRows:
-        """Return the same entries in another dtype."""
-        return self if self.dtype == dtype and not copy else SparseRows(self.matrix.astype(dtype))
+        """Return the same entries in another dtype.
+
+        SciPy has no half precision: entries are rounded to it and held in single.
+        """
+        if self.dtype == dtype and not copy:
+            return self
+        if np.dtype(dtype) == np.float16:
+            halved = self.matrix.astype(np.float32)
+            halved.data = halved.data.astype(np.float16).astype(np.float32)
+            return SparseRows(halved)
+        return SparseRows(self.matrix.astype(dtype))
 
 
 class _Transposed:

@@ -363,6 +363,18 @@ def test_sparse_features_give_what_dense_ones_do(case, monkeypatch):
         assert_close(ours, theirs, FLOAT64)
 
 
+def test_leaves_on_disk_in_half_precision_and_without_the_model(tmp_path):
+    model, data = trained("xgboost, two classes")
+    queries = data[0][:5], data[1][:5]
+    plain = method(model, data).explain(queries, 3)
+    wrapped, factory = whence.InfluenceModel(model), whence.WoodburyIHVPFactory(1e-3)
+    for options in ({"index_path": tmp_path / "leaves"}, {"feature_dtype": "float16"}):
+        again = whence.RepresenterPointLJE(wrapped, data, factory, **options).explain(queries, 3)
+        assert_close(again.values, plain.values, 1e-6)  # ones and zeros in float16, the rest in float32
+        assert np.array_equal(again.ids, plain.ids)
+    assert whence.load_index(tmp_path / "leaves").index.n_samples == len(data[1])
+
+
 # ------------------------------------------------------------------------ bad input
 
 

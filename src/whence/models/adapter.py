@@ -188,7 +188,7 @@ def adapter_for(model: Any, start_layer: int | str, loss_function: Any, options:
         if any(module.startswith(prefixes) for module in modules):
             adapter = getattr(importlib.import_module(where), name)
             return adapter(model, start_layer, loss_function, **options)
-    known = ", ".join(prefixes[0].rstrip(".") for prefixes, _, _ in ADAPTERS)
+    known = ", ".join(prefix.rstrip(".") for prefixes, _, _ in ADAPTERS for prefix in prefixes)
     raise WhenceError(
         "model",
         f"a trained model of one of: {known}",

@@ -60,7 +60,7 @@ class InfluenceModel:
 
     Parameters
     ----------
-    model : keras.Model or torch.nn.Module
+    model : keras.Model, torch.nn.Module, estimator of scikit-learn, or booster of XGBoost or LightGBM
         The trained model; the adapter is picked by its type.
     start_layer : int or str, default=-1
         The dense layer, by index or by name. With Keras, an index that points at a layer without
@@ -70,9 +70,10 @@ class InfluenceModel:
         ``None`` takes the loss that the model was compiled with, or returns itself. Its reduction over
         the batch does not matter.
     **options
-        Options of the adapter. ``classes`` (both): whether a loss without a closed form is on classes.
-        PyTorch: ``weight_decay`` of the optimiser, ``device`` to compute on, ``label_key`` of batches
-        that are dicts; see :class:`whence.models.torch.TorchAdapter`.
+        Options of the adapter. ``classes`` (Keras, PyTorch): whether a loss without a closed form is on
+        classes. PyTorch: ``weight_decay`` of the optimiser, ``device`` to compute on, ``label_key`` of
+        batches that are dicts; see :class:`whence.models.torch.TorchAdapter`. scikit-learn and boosters:
+        ``class_weight``, ``reg_lambda``; see :func:`whence.models.sklearn.open_sklearn`.
 
     Attributes
     ----------
