@@ -13,7 +13,15 @@ from whence._tables import is_table
 from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.models.adapter import Adapter, LossSpec
 
-__all__ = ["EstimatorAdapter", "Pipe", "given_loss", "is_fitted", "refuse", "split_pipeline"]
+__all__ = [
+    "EstimatorAdapter",
+    "Pipe",
+    "given_loss",
+    "is_fitted",
+    "refuse",
+    "split_pipeline",
+    "weights_by_class",
+]
 
 #: What ``loss_function`` may name, for models that do not say it themselves.
 LOSSES: dict[str, Loss] = {
@@ -207,3 +215,27 @@ def given_loss(loss_function: Any) -> Loss | None:
         repr(loss_function),
         "Leave it out for a model that knows its loss.",
     )
+
+
+def weights_by_class(model: Any, given: Any) -> np.ndarray | None:
+    """Return what training counts each class, in the order of ``classes_``, or None."""
+    names = getattr(model, "classes_", None)
+    wanted = getattr(model, "class_weight", None) if given is None else given
+    if wanted is None or names is None:
+        return None
+    if isinstance(wanted, str):
+        raise WhenceError(
+            "class_weight",
+            "a number for each class, which a fitted estimator does not keep",
+            f"{type(model).__name__}(class_weight={wanted!r})",
+            "Pass it: InfluenceModel(model, class_weight=sklearn.utils.compute_class_weight('balanced', "
+            "classes=model.classes_, y=y)).",
+        )
+    if isinstance(wanted, dict):
+        return np.asarray([float(wanted.get(name, 1.0)) for name in names.tolist()])
+    array = np.asarray(wanted, dtype=np.float64)
+    if array.shape != (len(names),) or not np.isfinite(array).all() or (array < 0).any():
+        raise WhenceError(
+            "class_weight", f"{len(names)} numbers >= 0, or a dict", repr(given), "Order them by classes_."
+        )
+    return array

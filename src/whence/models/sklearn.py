@@ -35,7 +35,14 @@ from whence._sparse import SparseRows
 from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.margin_losses import ModifiedHuber, SquaredHinge
 from whence.models.adapter import Adapter, Weights
-from whence.models.estimators import EstimatorAdapter, Pipe, is_fitted, refuse, split_pipeline
+from whence.models.estimators import (
+    EstimatorAdapter,
+    Pipe,
+    is_fitted,
+    refuse,
+    split_pipeline,
+    weights_by_class,
+)
 
 __all__ = ["LinearAdapter", "open_sklearn"]
 
@@ -188,30 +195,6 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": np.tanh,
     "relu": lambda u: np.maximum(u, 0),
 }
-
-
-def weights_by_class(model: Any, given: Any) -> np.ndarray | None:
-    """Return what training counts each class, in the order of ``classes_``, or None."""
-    names = getattr(model, "classes_", None)
-    wanted = getattr(model, "class_weight", None) if given is None else given
-    if wanted is None or names is None:
-        return None
-    if isinstance(wanted, str):
-        raise WhenceError(
-            "class_weight",
-            "a number for each class, which a fitted estimator does not keep",
-            f"{type(model).__name__}(class_weight={wanted!r})",
-            "Pass it: InfluenceModel(model, class_weight=sklearn.utils.compute_class_weight('balanced', "
-            "classes=model.classes_, y=y)).",
-        )
-    if isinstance(wanted, dict):
-        return np.asarray([float(wanted.get(name, 1.0)) for name in names.tolist()])
-    array = np.asarray(wanted, dtype=np.float64)
-    if array.shape != (len(names),) or not np.isfinite(array).all() or (array < 0).any():
-        raise WhenceError(
-            "class_weight", f"{len(names)} numbers >= 0, or a dict", repr(given), "Order them by classes_."
-        )
-    return array
 
 
 # ------------------------------------------------------------------ what each class minimises

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,7 @@ from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
 from whence.data import map_leaves, take_rows
 from whence.losses import Loss, log_softmax, sigmoid, softmax
-
-if TYPE_CHECKING:
-    from whence.models.base import Adapter
+from whence.models.adapter import Adapter
 
 __all__ = ["TAILS", "decide_loss"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.margin_losses import BrierScore, Exponential, Poisson
-from whence.models.estimators import Pipe, is_fitted, refuse
+from whence.models.estimators import Pipe, is_fitted, refuse, weights_by_class
 from whence.models.trees import Leaves, TreeAdapter, l2_on_leaves
 
 __all__ = ["ENSEMBLES", "ForestAdapter", "GradientBoostingAdapter", "HistGradientBoostingAdapter"]
@@ -113,8 +113,6 @@ class HistGradientBoostingAdapter(TreeAdapter):
     """Reads ``HistGradientBoostingClassifier`` and ``HistGradientBoostingRegressor``."""
 
     def __init__(self, model: Any, pipe: Pipe, class_weight: Any = None) -> None:
-        from whence.models.sklearn import weights_by_class
-
         self._model = model
         try:
             rounds = model._predictors
@@ -188,8 +186,6 @@ class ForestAdapter(TreeAdapter):
     has_base = False
 
     def __init__(self, model: Any, pipe: Pipe, class_weight: Any = None) -> None:
-        from whence.models.sklearn import weights_by_class
-
         self._model = model
         is_classifier = hasattr(model, "classes_")
         if is_classifier and model.n_outputs_ > 1:
