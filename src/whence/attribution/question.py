@@ -72,10 +72,7 @@ class Question:
 
     def under(self, theta: np.ndarray) -> np.ndarray:
         """Return what is asked about as weights ``theta (d, C)`` would have it, ``(T,)``, in float64."""
-        wide = np.asarray(as_numpy(self.phi), dtype=np.float64)
-        if wide.ndim == 2:
-            return self.gather(np.sum(wide * theta[:, self.outputs].T, axis=1))
-        return self.pick(wide @ theta)
+        return self.pick(np.asarray(as_numpy(self.phi), dtype=np.float64) @ theta)
 
     def pick(self, u: np.ndarray) -> np.ndarray:
         """Return what is asked about, shape ``(T,)``, of pre-activations ``(T, C)`` or ``(T, L, C)``."""
