@@ -9,6 +9,8 @@ looked in by default. A small DistilBERT with random weights is trained on the t
 - over all development sentences: how often those have the label that the model predicts, how many
   different ones there are, how often they share a rare word with the sentence explained, how badly the
   model fits them, beside what other methods and chance give;
+- whether leaving the sentences listed out, one at a time, and training the last layer again does to the
+  predictions what their values say (the layer is first trained to its damped minimum);
 - with a tenth of the training labels flipped before training, the area under the ROC curve of finding
   them, and the share of them among the first tenth of a ranking.
 """
@@ -172,7 +174,10 @@ def summary(methods: dict[str, Any], encoder: Encoder, train: Texts, dev: Texts)
     losses[ranked.ids] = ranked.scores
     words, train_words = rare_words(dev[0], train[0]), rare_words(train[0], train[0])
     rng = np.random.default_rng(0)
+    features = np.concatenate([np.asarray(shard.phi, np.float64) for shard in methods["LJE"].index.shards])
+    spread = np.linalg.svd(features - features.mean(axis=0), compute_uv=False) ** 2
     print(
+        f"\nthe first two directions have {spread[:2].sum() / spread.sum():.1%} of the features' variance"
         f"\nover {len(dev[1])} development sentences, {K} training sentences each way; the median loss of "
         f"a training sentence is {np.median(losses):.3f}\n"
         f"{'':31s}{'label predicted':>17s}{'different':>16s}{'same rare word':>17s}{'median loss':>13s}"
@@ -196,6 +201,39 @@ def summary(methods: dict[str, Any], encoder: Encoder, train: Texts, dev: Texts)
         )
 
 
+def left_out(net: Any, train: Any, some: Any) -> None:
+    """Print how well values agree with leaving sentences out; moves the last layer to its minimum."""
+    import torch
+
+    import whence
+    from whence.evaluation import LayerRetraining, agreement, leave_one_out
+
+    factory, silent = whence.ExactIHVPFactory(), {"progress": False}
+
+    def influence() -> Any:
+        model = whence.InfluenceModel(net)
+        return whence.InfluenceFunctions(model, train, factory, effect_on="pre_activation", **silent)
+
+    theta = LayerRetraining(influence(), some).theta
+    with torch.no_grad():
+        net.classifier.weight.copy_(torch.from_numpy(theta[:-1].T))
+        net.classifier.bias.copy_(torch.from_numpy(theta[-1]))
+    lje = whence.RepresenterPointLJE(whence.InfluenceModel(net), train, factory, **silent)
+    found = lje.explain(some, K, **silent)
+    rows = np.unique(np.concatenate([found.ids, found.opponent_ids], axis=None).astype(np.int64))
+    frame = leave_one_out(lje, some, rows=rows, retraining=LayerRetraining(influence(), some), **silent)
+    agreed = agreement(frame)
+    actual = {(row.sample, row.training_id): row.actual for row in frame.itertuples()}
+    falls = np.asarray([[actual[t, i] for i in ids] for t, ids in enumerate(found.ids)])
+    other = found.training_labels != found.outputs[:, None]
+    print(
+        f"\n{rows.size} sentences left out one by one, last layer trained again: correlation with values "
+        f"at least {agreed['pearson'].min():.4f} (Pearson), {agreed['spearman'].min():.4f} (Spearman)\n"
+        f"{other.mean():.1%} of {other.size} supporters have another label than the one predicted; without "
+        f"one of those the prediction falls in {(falls[other] > 0).sum()} of {other.sum()} cases"
+    )
+
+
 def explanations(train: Texts, dev: Texts, shown: list[str], count: int, seed: int, epochs: int) -> None:
     """Train on the labels as they are, and print what predictions come from."""
     start = time.perf_counter()
@@ -215,6 +253,7 @@ def explanations(train: Texts, dev: Texts, shown: list[str], count: int, seed: i
         print(f"\n==== {name}")
         show(methods[name].explain(encoder.batches(some), K, progress=False), some[0], train[0])
     summary(methods, encoder, train, dev)
+    left_out(net, encoder.batches(train), encoder.batches(some))
 
 
 # ---- flipped labels -----------------------------------------------------------------------------
