@@ -156,7 +156,10 @@ def run(name: str, solver: str, n_right: int) -> dict:
     meter.probe()
     DampedHessian.__call__ = meter.product
     start, probing = time.perf_counter(), meter.seconds_probing()
-    solution = ihvp.solve(right)
+    try:
+        solution = ihvp.solve(right)
+    except whence.NotConvergedError as error:
+        return {"refused": str(error)}
     solve = time.perf_counter() - start - (meter.seconds_probing() - probing)
     DampedHessian.__call__ = meter.plain_product
     peak = peak_megabytes()
@@ -210,7 +213,7 @@ def main() -> None:
 def line(result: dict) -> str:
     """Return the figures of one run as text."""
     if "refused" in result:
-        return "  refused: " + result["refused"]
+        return "  no answer: " + result["refused"]
     products = result["products"]
     cells = [
         f"{result['build']:.2f}",
