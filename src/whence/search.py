@@ -22,7 +22,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_number, itemsize, like, namespace, row_slices
+from whence._arrays import (
+    Array,
+    as_numpy,
+    astype,
+    check_number,
+    itemsize,
+    like,
+    namespace,
+    row_slices,
+    rows_at_once,
+)
 from whence._errors import WhenceError
 from whence._sparse import SparseRows
 from whence.linear_layer import flatten
@@ -178,7 +188,8 @@ def block_rows(queries: Queries, vector: Vector, workspace_bytes: int = WORKSPAC
     positions = math.prod(phi.shape[1:-1])
     width = n_outputs * (d if phi.ndim == 3 else len(queries)) + 2 * len(queries)
     width += positions * (d + n_outputs)  # the block itself, where it is widened from half precision
-    return max(1, workspace_bytes // (width * max(4, itemsize(phi))))
+    row_bytes = width * max(4, itemsize(phi))
+    return min(rows_at_once(row_bytes), max(1, workspace_bytes // row_bytes))
 
 
 class TopK:
