@@ -73,9 +73,20 @@ class TensorFlowDataset(Dataset):
             return tf.TensorSpec((None, *array.shape[1:]), dtype)
 
         signature = map_leaves(spec, elements[0])
-        plain = [map_leaves(as_numpy, element) for element in elements]
-        dataset = tf.data.Dataset.from_generator(lambda: iter(plain), output_signature=signature)
-        return dataset.apply(tf.data.experimental.assert_cardinality(len(plain)))
+        specs = tf.nest.flatten(signature)
+        plain = [tf.nest.flatten(map_leaves(as_numpy, element)) for element in elements]
+
+        def mapped(number: Any) -> Any:
+            dtypes = [leaf.dtype for leaf in specs]
+            arrays = tf.numpy_function(lambda i: plain[int(i)], [number], dtypes, stateful=False)
+            for array, leaf in zip(arrays, specs, strict=True):
+                array.set_shape(leaf.shape)
+            return tf.nest.pack_sequence_as(signature, arrays)
+
+        # Not from_generator: it has TensorFlow hand memory back to the system at every turn, process-wide,
+        # which makes all that NumPy does afterwards slower.
+        numbered = tf.data.Dataset.range(len(plain))
+        return numbered.map(tf.autograph.experimental.do_not_convert(mapped))
 
     def nested(self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]) -> Any:
         example = self.probe(lambda batch: function(0, batch))
