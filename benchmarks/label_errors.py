@@ -12,33 +12,10 @@ from __future__ import annotations
 
 import numpy as np
 from _common import parser
+from _data import EPOCHS, data_of
 
-EPOCHS = {"digits": 30, "breast cancer": 30, "wine": 100}
+NAMES = ("digits", "breast cancer", "wine")
 COLUMNS = ("leave_one_out", "loss", "influence values", "influence values, given")
-
-
-def data_of(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return standardised features and labels of a data set that scikit-learn brings along."""
-    from sklearn import datasets
-    from sklearn.preprocessing import StandardScaler
-
-    load = {
-        "digits": datasets.load_digits,
-        "breast cancer": datasets.load_breast_cancer,
-        "wine": datasets.load_wine,
-    }[name]
-    x, y = load(return_X_y=True)
-    x = x / 16 if name == "digits" else StandardScaler().fit_transform(x)
-    return x.astype(np.float32), y.astype(np.int64)
-
-
-def flipped(y: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels of which a share is wrong, and which ones are."""
-    n_classes = int(y.max()) + 1
-    wrong = np.zeros(y.size, dtype=bool)
-    wrong[rng.permutation(y.size)[: round(share * y.size)]] = True
-    moved = (y + rng.integers(1, n_classes, size=y.size)) % n_classes
-    return np.where(wrong, moved, y), wrong
 
 
 def areas(name: str, share: float, seed: int, epochs: int) -> dict[str, float]:
@@ -48,9 +25,10 @@ def areas(name: str, share: float, seed: int, epochs: int) -> dict[str, float]:
     from sklearn.metrics import roc_auc_score
 
     import whence
+    from whence.evaluation import flip_labels
 
     x, y = data_of(name)
-    y, wrong = flipped(y, share, np.random.default_rng(seed))
+    y, wrong = flip_labels(y, share, seed)
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [
@@ -84,7 +62,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, default=5)
     chosen = options.parse_args()
-    sets = ["breast cancer"] if chosen.smoke else list(EPOCHS)
+    sets = ["breast cancer"] if chosen.smoke else NAMES
     print(f"{'data':16s}{'flipped':>8s}" + "".join(f"{c:>24s}" for c in COLUMNS))
     for name in sets:
         for share in (0.1,) if chosen.smoke else (0.1, 0.2):

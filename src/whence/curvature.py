@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from array_api_compat import device as device_of
@@ -104,12 +103,6 @@ class Curvature:
             root = None if self.root is None else self.root[rows, :]
         dense = None if self.dense is None else self.dense[rows, ...]
         return Curvature(diagonal, root, dense, self.rows_sum_to_zero)
-
-    @property
-    def n_numbers(self) -> int:
-        """How many numbers it takes to keep them."""
-        root = None if self.root is self.diagonal else self.root
-        return sum(math.prod(a.shape) for a in (self.diagonal, root, self.dense) if a is not None)
 
     def matrices(self) -> Array:
         """Return the ``(n, C, C)`` curvatures written out. For small blocks only."""

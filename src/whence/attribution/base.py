@@ -102,6 +102,7 @@ class Scorer(ABC):
             "n_samples": self.index.n_samples,
             "n_features": self.layer.n_features,
             "n_outputs": self.layer.n_outputs,
+            "label": self.label,
         }
 
     def _store_coefficients(self) -> None:

@@ -82,9 +82,6 @@ class FeatureSimilarity(Attribution):
             phi = np.asarray(as_numpy(shard.phi), dtype=np.float64)
             self._vote += phi.T @ as_numpy(shard.coefficients)
 
-    def _about(self) -> dict[str, Any]:
-        return super()._about() | {"label": self.label}
-
     def _rows(self, target: Array) -> np.ndarray:
         """Return targets as rows ``(n, C)``, in float64."""
         given = as_numpy(target)
@@ -97,37 +94,39 @@ class FeatureSimilarity(Attribution):
     def _votes(self, target: Array) -> np.ndarray:
         return self._rows(target) - self._mean_target
 
-    def _without_constant(self, phi: Array) -> np.ndarray:
-        """Return unit features, 0 in place of the constant, in float64."""
+    def _without_constant(self, phi: Array) -> tuple[np.ndarray, np.ndarray]:
+        """Return features, 0 in place of the constant, and their norms (1 for 0) as a column; float64."""
         wide = np.array(as_numpy(phi), dtype=np.float64)
         if self.layer.has_bias:
             wide[:, -1] = 0
         norms = np.sqrt((wide**2).sum(axis=1, keepdims=True))
-        return wide / np.where(norms > 0, norms, 1.0)
+        return wide, np.where(norms > 0, norms, 1.0)
+
+    def _units(self, phi: Array) -> np.ndarray:
+        """Return features without the constant, each of norm 1."""
+        wide, norms = self._without_constant(phi)
+        return wide / norms
 
     def _coefficients(self, block: Block) -> Array:
-        phi = np.array(as_numpy(block.phi), dtype=np.float64)
-        if self.layer.has_bias:
-            phi = phi[:, :-1]
-        norms = np.sqrt((phi**2).sum(axis=1, keepdims=True))
-        votes = self._votes(block.target) / np.where(norms > 0, norms, 1.0)
+        _, norms = self._without_constant(block.phi)
+        votes = self._votes(block.target) / norms
         return astype(like(votes, block.phi), block.phi.dtype)
 
     def _queries(self, question: Question) -> Queries:
-        unit = self._without_constant(question.phi)
+        unit = self._units(question.phi)
         return Question(unit, question.outputs, question.weight).inner_products(self.layer.n_outputs)
 
     def _self_influence(self, shard: Shard, question: Question) -> Array:
-        unit = self._without_constant(shard.phi)
+        unit = self._units(shard.phi)
         return np.abs(question.pick(self._votes(shard.target) * (unit**2).sum(axis=1, keepdims=True)))
 
     def _leave_one_out(self, shard: Shard) -> Array:
-        unit = self._without_constant(shard.phi)
+        unit = self._units(shard.phi)
         own = self._votes(shard.target) * (unit**2).sum(axis=1, keepdims=True)
         return like(unit @ self._vote - own, shard.phi)
 
     def _totals(self, question: Question) -> np.ndarray:
-        unit = self._without_constant(question.phi)
+        unit = self._units(question.phi)
         return Question(unit, question.outputs, question.weight).under(self._vote)
 
 
@@ -179,9 +178,6 @@ class TrainingLoss(Attribution):
                 "Rank samples by suspects(..., score='loss') of another method.",
             )
         self._store_coefficients()
-
-    def _about(self) -> dict[str, Any]:
-        return super()._about() | {"label": self.label}
 
     def _coefficients(self, block: Block) -> Array:
         r = self.layer.residuals(block)

@@ -90,7 +90,7 @@ class Gradients(Attribution):
         return super()._ask(batch, start, outputs, positions)
 
     def _about(self) -> dict[str, Any]:
-        return super()._about() | {"effect_on": self.effect_on, "label": self.label}
+        return super()._about() | {"effect_on": self.effect_on}
 
     def _question(self, seen: Observation, outputs: np.ndarray, weight: np.ndarray | None) -> Question:
         if not self.asks_about_loss:

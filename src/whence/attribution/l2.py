@@ -110,7 +110,6 @@ class RepresenterPointL2(Attribution):
 
     def _about(self) -> dict[str, Any]:
         return super()._about() | {
-            "label": self.label,
             "l2": self.l2,
             "fit_to": self.fit_to,
             "gradient_norm": self.gradient_norm,

@@ -167,7 +167,6 @@ class RepresenterPointLJE(Attribution):
     def _about(self) -> dict[str, Any]:
         return super()._about() | {
             "decomposition": self.decomposition,
-            "label": self.label,
             "step_size": self.step_size,
             "epsilon": self.epsilon,
             **self.ihvp.about(),

@@ -272,13 +272,16 @@ class InfluenceModel:
 
     def _fill(self, index: Index, opened: Dataset, ids: Any, progress: bool | None) -> Index:
         steps = track(opened, "features of the training set", opened.n_batches, progress)
+        theta: np.ndarray | None = None
         for batch in steps:
             fingerprint = fingerprints(batch)
             # The first batch decides about the loss, and shows whether stored features are this model's.
             if batch.number > 0 and index.holds(fingerprint):
                 continue
             seen = self.observe(batch)
-            self._check_losses(seen, batch.where)
+            if theta is None:  # not before a batch was seen, on which some adapters choose the layer
+                theta = self._adapter.weights().theta()
+            self._check_losses(seen, theta, batch.where)
             if batch.number == 0:
                 index.begin(self.identity())
             index.append(seen.phi, seen.target, seen.weight, fingerprint)
@@ -402,7 +405,7 @@ class InfluenceModel:
             return counted
         return counted & (labels.reshape(counted.shape) != ignored)
 
-    def _check_losses(self, seen: Observation, where: str) -> None:
+    def _check_losses(self, seen: Observation, theta: np.ndarray, where: str) -> None:
         """Raise unless every sample of a batch has a finite loss."""
         phi, target = seen.phi, seen.target
         assert target is not None  # the data layer refuses a training batch without labels
@@ -410,7 +413,7 @@ class InfluenceModel:
             counts = np.flatnonzero(seen.weight)
             phi, target = flat_positions(phi[None], 2)[0], flat_positions(target[None], 2)[0]
             phi, target = phi[counts], target[counts]
-        u = phi @ astype(like(self._adapter.weights().theta(), phi), phi.dtype)
+        u = phi @ astype(like(theta, phi), phi.dtype)
         try:
             if not self._loss_was_tried and isinstance(self.loss, DifferentiatedLoss):
                 self.loss.check(u, target, where)

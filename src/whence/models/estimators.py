@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ __all__ = [
     "given_loss",
     "is_fitted",
     "refuse",
+    "refuse_objective",
     "split_pipeline",
+    "unfitted",
     "weights_by_class",
 ]
 
@@ -185,7 +187,12 @@ def is_fitted(estimator: Any, *attributes: str) -> None:
     """Raise unless the estimator has what a fit leaves."""
     if any(hasattr(estimator, attribute) for attribute in attributes):
         return
-    raise WhenceError(
+    raise unfitted(estimator)
+
+
+def unfitted(estimator: Any) -> WhenceError:
+    """Return the error for an estimator that has not learned anything yet."""
+    return WhenceError(
         "model",
         "a fitted estimator",
         f"a {type(estimator).__name__} that was not fitted",
@@ -200,6 +207,16 @@ def refuse(estimator: Any, what: str, fix: str) -> WhenceError:
         "an estimator whose prediction is a dense layer with a smooth loss",
         f"a {type(estimator).__name__} with {what}",
         fix,
+    )
+
+
+def refuse_objective(booster: Any, what: str, known: Iterable[str]) -> WhenceError:
+    """Return the error for a booster trained with an objective whose loss is not known."""
+    return refuse(
+        booster,
+        what,
+        f"Known are {', '.join(known)}; of another one, pass its loss: "
+        "InfluenceModel(model, loss_function='binary_crossentropy').",
     )
 
 

@@ -46,7 +46,6 @@ class TorchTail:
         self._layer = layer
         self._arguments = arguments
         self._output_of = output_of
-        self._behind: list[str] | None = None  # names of what is computed in another precision
         self._cast: dict[str, dict[str, Any]] = {}
 
     def __call__(self, inputs: Any, u: Any, precision: str | None = None) -> Any:

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError
 from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.margin_losses import Poisson
-from whence.models.estimators import Pipe, given_loss, refuse
+from whence.models.estimators import Pipe, given_loss, refuse, refuse_objective, unfitted
 from whence.models.trees import Leaves, TreeAdapter, l2_on_leaves
 
 __all__ = ["LightGBMAdapter"]
@@ -49,8 +48,7 @@ class LightGBMAdapter(TreeAdapter):
         self._model = model
         is_wrapper = hasattr(model, "get_params")
         if is_wrapper and not model.__sklearn_is_fitted__():
-            fitted = f"a {type(model).__name__} that was not fitted"
-            raise WhenceError("model", "a fitted estimator", fitted, "Call fit(X, y) first.")
+            raise unfitted(model)
         self._booster = booster = model.booster_ if is_wrapper else model
         text = booster.model_to_string()
         parameters = dict(re.findall(r"^\[(\w+): (.*)\]$", text, flags=re.MULTILINE))
@@ -114,12 +112,7 @@ def _loss_of(model: Any, objective: str, loss_function: Any) -> Loss:
     if kind in OBJECTIVES:
         return OBJECTIVES[kind]
     what = "an objective of your own" if kind == "custom" else f"objective {kind!r}"
-    raise refuse(
-        model,
-        what,
-        f"Known are {', '.join(OBJECTIVES)}; of another one, pass its loss: "
-        "InfluenceModel(model, loss_function='binary_crossentropy').",
-    )
+    raise refuse_objective(model, what, OBJECTIVES)
 
 
 def _leaves_of(booster: Any, text: str, n_outputs: int) -> Leaves:

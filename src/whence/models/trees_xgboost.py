@@ -15,7 +15,7 @@ from whence._arrays import import_extra
 from whence._errors import WhenceError
 from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.margin_losses import Poisson
-from whence.models.estimators import Pipe, given_loss, refuse
+from whence.models.estimators import Pipe, given_loss, refuse, refuse_objective, unfitted
 from whence.models.trees import Leaves, TreeAdapter, l2_on_leaves
 
 __all__ = ["XGBoostAdapter"]
@@ -52,8 +52,7 @@ class XGBoostAdapter(TreeAdapter):
         self._model = model
         is_wrapper = hasattr(model, "get_booster")
         if is_wrapper and not model.__sklearn_is_fitted__():
-            fitted = f"a {type(model).__name__} that was not fitted"
-            raise WhenceError("model", "a fitted estimator", fitted, "Call fit(X, y) first.")
+            raise unfitted(model)
         self._booster = booster = model.get_booster() if is_wrapper else model
         best = getattr(model, "best_iteration", None) if is_wrapper and _has_best(booster) else None
         self._range = (0, 0 if best is None else int(best) + 1)
@@ -141,12 +140,7 @@ def _loss_of(model: Any, is_wrapper: bool, objective: str, loss_function: Any) -
         return loss
     if custom or objective not in OBJECTIVES:
         what = "an objective of your own" if custom else f"objective={objective!r}"
-        raise refuse(
-            model,
-            what,
-            f"Known are {', '.join(OBJECTIVES)}; of another one, pass its loss: "
-            "InfluenceModel(model, loss_function='binary_crossentropy').",
-        )
+        raise refuse_objective(model, what, OBJECTIVES)
     return OBJECTIVES[objective]
 
 
