@@ -29,6 +29,8 @@ ORDER = [
     "index",
     "search",
     "models",
+    "frames",
+    "suspects",
     "explanation",
     "attribution",
     "label_errors",
@@ -41,7 +43,12 @@ ORDER = [
 ]
 #: What a function may import against that order, when it is called: answers draw themselves, and the
 #: report and the command line say which version they are of.
-UPWARD_WHEN_CALLED = {("explanation", "report"), ("report", "whence"), ("cli", "whence")}
+UPWARD_WHEN_CALLED = {
+    ("explanation", "report"),
+    ("suspects", "report"),
+    ("report", "whence"),
+    ("cli", "whence"),
+}
 #: The mathematics is written once, against the array API standard.
 MATHEMATICS = ["_arrays", "blocks", "curvature", "losses", "linear_layer", "ihvp", "search", "attribution"]
 FRAMEWORKS = {"jax", "keras", "lightgbm", "sklearn", "tensorflow", "torch", "xgboost"}

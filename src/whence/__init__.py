@@ -20,7 +20,7 @@ from whence.attribution import (
     TrainingLoss,
     load_index,
 )
-from whence.explanation import Explanation, Suspects
+from whence.explanation import Explanation
 from whence.ihvp import (
     CGDIHVPFactory,
     ExactIHVPFactory,
@@ -35,6 +35,7 @@ from whence.index import CACHE, Index
 from whence.linear_layer import LinearLayer
 from whence.models import InfluenceModel
 from whence.search import ORDER, BaseNearestNeighbors, LinearNearestNeighbors
+from whence.suspects import Suspects
 
 if TYPE_CHECKING:
     from whence.label_errors import LabelErrors

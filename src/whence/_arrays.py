@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "as_numpy",
     "assign",
     "astype",
+    "check_file",
     "check_finite",
     "check_number",
     "cholesky",
@@ -203,6 +205,18 @@ def check_number(
     noun = "an integer" if integer else "a number"
     sign = ">" if strictly else ">="
     raise WhenceError(argument, f"{noun} {sign} {minimum:g}", repr(value), "Pass a value in that range.")
+
+
+def check_file(path: str | Path) -> Path:
+    """Return ``path`` if a file can be written there, or say what is in the way."""
+    file = Path(path)
+    if file.is_dir():
+        raise WhenceError("path", "a file", f"the folder {str(file)!r}", "Name a file in it.")
+    if not file.parent.is_dir():
+        raise WhenceError(
+            "path", "a file in a folder that exists", repr(str(file)), "Make the folder first."
+        )
+    return file
 
 
 #: Bytes that a temporary of blockwise work may take.

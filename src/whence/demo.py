@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import import_extra
+from whence._arrays import check_file, import_extra
 from whence.attribution import RepresenterPointLJE
 from whence.demo_report import CHECKED, DEMO_SCORES, Completeness, DemoResult, demo_page
 from whence.explanation import Explanation
 from whence.ihvp import ExactIHVPFactory
 from whence.models import InfluenceModel
 from whence.progress import track
-from whence.report.page import check_file
 
 __all__ = ["Digits", "load_digits", "run"]
 

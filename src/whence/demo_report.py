@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whence.explanation import Explanation, Suspects
+from whence.explanation import Explanation
 from whence.report.html import HOW_TO_READ, prediction_cards, suspects_table
 from whence.report.page import Column, Fact, Page, Section, Table, number
+from whence.suspects import Suspects
 
 if TYPE_CHECKING:
     from whence.demo import Digits

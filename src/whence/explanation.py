@@ -1,17 +1,17 @@
-"""What ``explain`` and ``suspects`` return: ids, values, labels, as arrays and as frames."""
+"""What ``explain`` returns: the training samples behind predictions, as arrays, frames and pages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from whence._arrays import import_extra
+from whence.frames import by_method, cells, counted, rows_named, to_frame, write_parquet
 
-__all__ = ["Explanation", "Suspects"]
+__all__ = ["Explanation"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Explanation:
     ``T`` predictions are explained by the ``k`` strongest training samples of either sign. Positive
     values speak for the class in question, negative against it; summed over the whole training set they
     give ``totals``.
+
+    ``explanation[id]`` is the explanation of one sample, ``explanation[[id, id]]`` of some, and
+    ``explanation[2:5]`` of those in these places.
 
     Where the layer is applied along a sequence and the mean over positions is explained, a sample has an
     output, a sign, a prediction and a label for each of ``L`` positions: these arrays get another axis,
@@ -61,8 +64,15 @@ class Explanation:
     ...     predictions=np.asarray([1]), labels=None, pre_activations=np.ones(1), totals=np.ones(1),
     ...     training_labels=np.asarray([[1]]), opponent_labels=np.asarray([[0]]),
     ... )
-    >>> len(explanation)
-    1
+    >>> explanation
+    Explanation of 1 prediction by the 1 strongest training samples of either sign
+    >>> explanation[0].opponent_ids.tolist()
+    [[4]]
+    >>> explanation[3]
+    Traceback (most recent call last):
+        ...
+    whence._errors.WhenceError: explanation[3]: expected the id of an explained sample, got one that is
+    not there. The ids are 0.
     """
 
     ids: np.ndarray
@@ -84,42 +94,121 @@ class Explanation:
         """Return how many predictions are explained."""
         return int(self.ids.shape[0])
 
-    def to_frame(self) -> Any:
-        """Return one row for each explained sample and training sample, as a pandas DataFrame.
+    def __getitem__(self, key: Any) -> Explanation:
+        """Return the explanation of a sample by its id, of several by a list, or of a slice of places."""
+        rows = rows_named(key, self.sample_ids, "explanation", "an explained sample")
+        shared = {"about"} | ({"labels"} if self.labels is None else set())
+        return replace(self, **{n: v[rows] for n, v in vars(self).items() if n not in shared})
+
+    def __iter__(self) -> Iterator[Explanation]:
+        """Iterate over explanations of one sample each."""
+        return (self[place : place + 1] for place in range(len(self)))
+
+    def __contains__(self, sample_id: Any) -> bool:
+        return any(name == sample_id for name in self.sample_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"Explanation of {counted(len(self), 'prediction')} by the {self.ids.shape[1]} strongest "
+            f"training samples of either sign{by_method(self.about)}"
+        )
+
+    def _repr_html_(self) -> str:
+        from whence.report.notebook import explanation_html
+
+        return explanation_html(self)
+
+    @property
+    def decomposes_prediction(self) -> bool:
+        """Whether the values of all training samples sum to a prediction, so that each has a share in it.
+
+        So it is for local Jacobian expansion and for representer points; influences and similarities
+        sum to nothing of interest.
+        """
+        return bool(self.about.get("decomposes_prediction", False))
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The supporters' values over the size of the sum of all values, ``value / |total|``, ``(T, k)``.
+
+        NaN where that sum is zero, or is not a prediction.
+        """
+        return self._shares(self.values)
+
+    @property
+    def opponent_shares(self) -> np.ndarray:
+        """The same of the opponents, shape ``(T, k)``."""
+        return self._shares(self.opponent_values)
+
+    def _shares(self, values: np.ndarray) -> np.ndarray:
+        size = np.abs(np.asarray(self.totals, dtype=np.float64))[:, None]
+        is_known = np.broadcast_to((size > 0) & self.decomposes_prediction, values.shape)
+        return np.divide(values, size, where=is_known, out=np.full(values.shape, np.nan))
+
+    def to_frame(self, library: str = "pandas") -> Any:
+        """Return one row for each explained sample and training sample, as a data frame.
 
         Columns: ``sample``, ``prediction``, ``label`` (if given), ``output``, ``side`` (``supporter`` or
-        ``opponent``), ``rank`` (from 1), ``training_id``, ``training_label``, ``value``.
+        ``opponent``), ``rank`` (from 1), ``training_id``, ``training_label``, ``value``, ``share`` (see
+        :attr:`shares`).
+
+        Parameters
+        ----------
+        library : {"pandas", "polars"}, default="pandas"
+            Whose ``DataFrame`` to return.
 
         Raises
         ------
         MissingExtraError
-            If pandas is not installed.
+            If it is not installed.
         """
-        pandas = import_extra("pandas", "report")
-        frames = []
-        for side, ids, values, labels in (
-            ("supporter", self.ids, self.values, self.training_labels),
-            ("opponent", self.opponent_ids, self.opponent_values, self.opponent_labels),
-        ):
-            k = ids.shape[1]
-            columns: dict[str, Any] = {
-                "sample": np.repeat(self.sample_ids, k),
-                "prediction": _cells(np.repeat(self.predictions, k, axis=0)),
-            }
-            if self.labels is not None:
-                columns["label"] = _cells(np.repeat(self.labels, k, axis=0))
-            columns |= {
-                "output": _cells(np.repeat(self.outputs, k, axis=0)),
-                "side": side,
-                "rank": np.tile(np.arange(1, k + 1), len(self)),
-                "training_id": ids.ravel(),
-                "training_label": _cells(labels.reshape(ids.size, *labels.shape[2:])),
-                "value": values.ravel(),
-            }
-            frames.append(pandas.DataFrame(columns))
-        order = np.repeat(np.arange(len(self)), self.ids.shape[1])
-        both = pandas.concat(frames, ignore_index=True)
-        return both.iloc[np.argsort(np.tile(order, 2), kind="stable")].reset_index(drop=True)
+        return to_frame(self._columns(), library)
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Write the rows of :meth:`to_frame` to a Parquet file; :attr:`about` is in its metadata.
+
+        Parameters
+        ----------
+        path : path
+            The file to write. An existing one is replaced.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        MissingExtraError
+            If pyarrow is not installed.
+        WhenceError
+            If the file cannot be written there.
+        """
+        return write_parquet(self._columns(), self.about, path)
+
+    def _columns(self) -> dict[str, Any]:
+        n_samples, k = self.ids.shape
+
+        def each(values: np.ndarray) -> Any:
+            return cells(np.repeat(values, 2 * k, axis=0))
+
+        def both(supporters: np.ndarray, opponents: np.ndarray) -> Any:
+            joined = np.concatenate([supporters, opponents], axis=1)
+            return cells(joined.reshape(2 * n_samples * k, *joined.shape[2:]))
+
+        columns = {"sample": each(self.sample_ids), "prediction": each(self.predictions)}
+        if self.labels is not None:
+            columns["label"] = each(self.labels)
+        sides = np.repeat(np.asarray(["supporter", "opponent"], dtype=object), k)
+        return columns | {
+            "output": each(self.outputs),
+            "side": cells(np.tile(sides, n_samples)),
+            "rank": np.tile(np.arange(1, k + 1), 2 * n_samples),
+            "training_id": both(self.ids, self.opponent_ids),
+            "training_label": both(self.training_labels, self.opponent_labels),
+            "value": both(self.values, self.opponent_values),
+            "share": both(self.shares, self.opponent_shares),
+        }
 
     def save_html(
         self,
@@ -193,99 +282,3 @@ class Explanation:
         return plot_explanation(
             self, sample, training_samples=training_samples, class_names=class_names, ax=ax
         )
-
-
-@dataclass(frozen=True)
-class Suspects:
-    """Training samples whose given label is doubtful, the most doubtful first.
-
-    Attributes
-    ----------
-    ids : array of shape (k,)
-        Training ids.
-    scores : array of shape (k,)
-        How doubtful each label is; larger is more.
-    score : str
-        What they were ranked by.
-    labels, predictions : array of shape (k,) or (k, L)
-        The given label, and what the model predicts; along a sequence those of each position, with -1
-        (NaN among real values) where a position does not count.
-    about : dict
-        What was computed and how.
-    """
-
-    ids: np.ndarray
-    scores: np.ndarray
-    score: str
-    labels: np.ndarray
-    predictions: np.ndarray
-    about: dict[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        """Return how many samples are listed."""
-        return int(self.ids.shape[0])
-
-    def to_frame(self) -> Any:
-        """Return one row a suspect, as a pandas DataFrame: ``id``, ``score``, ``label``, ``prediction``."""
-        pandas = import_extra("pandas", "report")
-        return pandas.DataFrame(
-            {
-                "id": self.ids,
-                "score": self.scores,
-                "label": _cells(self.labels),
-                "prediction": _cells(self.predictions),
-            }
-        )
-
-    def save_html(
-        self,
-        path: str | Path,
-        *,
-        training_samples: Any = None,
-        class_names: Sequence[str] | None = None,
-        title: str = "Labels to look at first",
-    ) -> Path:
-        """Write a self-contained HTML page with the suspects as a table.
-
-        Parameters
-        ----------
-        path : path
-            The file to write. An existing one is replaced.
-        training_samples : array, sequence or mapping, optional
-            What to show of the training samples: in the order of the training set where ids are
-            positions, else a mapping by id.
-        class_names : sequence of str, optional
-        title : str
-
-        Returns
-        -------
-        Path
-            The file.
-        """
-        from whence.report.html import suspects_page
-
-        page = suspects_page(self, training_samples=training_samples, class_names=class_names, title=title)
-        return page.save(path)
-
-    def plot(self, k: int = 20, *, class_names: Sequence[str] | None = None, ax: Any = None) -> Any:
-        """Draw the scores of the first ``k`` suspects as bars.
-
-        Parameters
-        ----------
-        k : int, default=20
-        class_names : sequence of str, optional
-        ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
-
-        Returns
-        -------
-        matplotlib Axes
-        """
-        from whence.report.plots import plot_suspects
-
-        return plot_suspects(self, k, class_names=class_names, ax=ax)
-
-
-def _cells(values: np.ndarray) -> Any:
-    """Return one cell of a frame for each row: a number, or the list of those of all positions."""
-    return values if values.ndim == 1 else values.tolist()

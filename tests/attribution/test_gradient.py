@@ -220,7 +220,9 @@ def test_the_five_methods_explain_and_suspects_agree(name, tmp_path):
         suspects = method.suspects(head.train, None, score=score)
         assert sorted(suspects.ids) == list(range(N))
         assert (np.diff(suspects.scores) <= 0).all()
-    assert method.explain(head.new).about["method"] == type(method).__name__
+    about = method.explain(head.new).about
+    assert about["method"] == type(method).__name__
+    assert about["decomposes_prediction"] is False
 
 
 @pytest.mark.parametrize("name", SIBLINGS)

@@ -129,6 +129,7 @@ def test_results_say_what_the_refit_followed(fitted):
     about = method.explain(head.new).about
     assert about["fit_to"] == method.fit_to
     assert about["l2"] == L2
+    assert about["decomposes_prediction"] is True
     assert about["gradient_norm"] <= 1e-10
 
 

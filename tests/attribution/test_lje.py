@@ -232,6 +232,10 @@ def test_default_arguments_are_the_documented_ones():
     assert about["epsilon"] == 1e-5
     assert about["decomposition"] == "exact"
     assert about["label"] == "predicted"
+    net = plain.influence_model.model
+    assert about["model"] == f"{net.name} ({type(net).__name__})"
+    assert about["decomposes_prediction"] is True
+    assert 0 < about["relative_residual"] < 1e-12
     assert about["damping"] == plain.ihvp.damping > 0
     assert plain.ihvp.blocks.n_samples == N  # n_samples_for_hessian=None uses all
 

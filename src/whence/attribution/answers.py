@@ -13,10 +13,11 @@ from whence._tables import row_names
 from whence.attribution.base import Scorer, Vectors, at_most, check_k
 from whence.attribution.question import Question, hide, join, positions_of
 from whence.data import Batch
-from whence.explanation import Explanation, Suspects
+from whence.explanation import Explanation
 from whence.models.base import Observation
 from whence.progress import track
 from whence.search import ORDER, LinearNearestNeighbors, scores
+from whence.suspects import Suspects
 
 __all__ = ["Answers"]
 
@@ -87,7 +88,7 @@ class Answers(Scorer):
             labels=joined.pop("labels", None),
             training_labels=self._stored_labels(rows),
             opponent_labels=self._stored_labels(opponents),
-            about=self._about() | {"k": k},
+            about=self._about() | self._measured() | {"k": k},
             **joined,
         )
 
@@ -133,7 +134,7 @@ class Answers(Scorer):
             score=score,
             labels=self._stored_labels(chosen),
             predictions=self._stored_predictions(chosen),
-            about=self._about() | {"score": score},
+            about=self._about() | self._measured() | {"score": score},
         )
 
     def influences(

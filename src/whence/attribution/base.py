@@ -105,6 +105,20 @@ class Scorer(ABC):
             "label": self.label,
         }
 
+    def _measured(self) -> dict[str, Any]:
+        """Return what results say beyond that: the model's name, and what came out on the way.
+
+        ``decomposes_prediction`` is whether the values of all training samples sum to a prediction.
+        """
+        return {
+            "model": self.influence_model.model_name,
+            "decomposes_prediction": self._decomposes_prediction(),
+        }
+
+    def _decomposes_prediction(self) -> bool:
+        """Return whether the values of all training samples sum to a prediction of the layer."""
+        return False
+
     def _store_coefficients(self) -> None:
         """Fill in the coefficients of every stored sample; called once a method is ready."""
         self.index.store_coefficients(self._coefficients, self._to_store)

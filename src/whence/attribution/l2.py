@@ -115,6 +115,9 @@ class RepresenterPointL2(Attribution):
             "gradient_norm": self.gradient_norm,
         }
 
+    def _decomposes_prediction(self) -> bool:
+        return True
+
     def block_to_fit(self, block: Block) -> Block:
         """Return a block in float64, on the host, with the targets that the refit takes."""
         phi = np.asarray(as_numpy(block.phi), dtype=np.float64)

@@ -85,6 +85,8 @@ class RepresenterPointLJE(Attribution):
         The solver.
     theta_dagger : array of shape (d, C)
         The weights whose predictions are decomposed completely.
+    relative_residual : float
+        What the solver left of the Newton step to ``theta_dagger``, relative to the gradient.
 
     Raises
     ------
@@ -158,8 +160,9 @@ class RepresenterPointLJE(Attribution):
             seed,
         )
         gradient = self.expanded_layer.mean_gradient(self.index)
-        correction = as_numpy(self.ihvp.solve(gradient[None, :, :]).value)[0]
-        self.theta_dagger: np.ndarray = self.expanded_layer.theta - correction
+        step = self.ihvp.solve(gradient[None, :, :])
+        self.relative_residual = float(step.relative_residual)
+        self.theta_dagger: np.ndarray = self.expanded_layer.theta - as_numpy(step.value)[0]
         if decomposition == "elementwise":
             self._prepare_elementwise()
         self._store_coefficients()
@@ -171,6 +174,12 @@ class RepresenterPointLJE(Attribution):
             "epsilon": self.epsilon,
             **self.ihvp.about(),
         }
+
+    def _measured(self) -> dict[str, Any]:
+        return super()._measured() | {"relative_residual": self.relative_residual}
+
+    def _decomposes_prediction(self) -> bool:
+        return self.decomposition == "exact"
 
     def _settings(self) -> dict[str, Any]:
         n_samples_for_hessian, shuffle_buffer_size, seed = self._drawn
@@ -187,7 +196,9 @@ class RepresenterPointLJE(Attribution):
                 "seed": seed,
             },
             "factory": describe_object(factory, "whence.ihvp", factory_arguments(factory)),
-            "layer": describe_layer(self.layer, self.influence_model.layer_name),
+            "layer": describe_layer(
+                self.layer, self.influence_model.layer_name, self.influence_model.model_name
+            ),
         }
 
     def _state(self) -> dict[str, np.ndarray]:

@@ -116,6 +116,12 @@ class InfluenceModel:
         self._n_samples: int | None = None  # known once a training set is indexed
 
     @property
+    def model_name(self) -> str:
+        """What reports call the model: its type, and its name where it has one."""
+        kind, name = type(self.model).__name__, getattr(self.model, "name", None)
+        return f"{name} ({kind})" if isinstance(name, str) and name else kind
+
+    @property
     def layer_name(self) -> str:
         """The target layer's name."""
         return self._adapter.layer_name

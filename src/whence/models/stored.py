@@ -57,7 +57,7 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def describe_layer(layer: LinearLayer, name: str) -> dict[str, Any] | None:
+def describe_layer(layer: LinearLayer, name: str, model_name: str) -> dict[str, Any] | None:
     """Return what it takes to make a layer again but for its weights; None for other losses than ours."""
     loss = layer.loss
     fields: tuple[Any, ...] = dataclasses.fields(loss) if dataclasses.is_dataclass(loss) else ()
@@ -66,6 +66,7 @@ def describe_layer(layer: LinearLayer, name: str) -> dict[str, Any] | None:
         return None
     return {
         "name": name,
+        "model": model_name,
         "has_bias": layer.has_bias,
         "l2": float(layer.l2),
         "bias_l2": float(layer.bias_l2),
@@ -87,9 +88,15 @@ class StoredModel(InfluenceModel):
     def __init__(self, index: StoredIndex, description: dict[str, Any], theta: np.ndarray) -> None:
         self.model = index
         self._stored = index
+        self._model_name = str(description.get("model", "a stored index"))
         loss = made_from(description["loss"], "whence", Loss)
         self._open(_StoredLayer(description, np.asarray(theta), loss))
         self._loss = loss  # decided when the index was built
+
+    @property
+    def model_name(self) -> str:
+        """What the model was called that the index is of."""
+        return self._model_name
 
     def identity(self) -> dict[str, Any]:
         """Return what the stored features belong to."""

@@ -12,7 +12,8 @@ from whence.report.page import Card, Cell, Column, Contribution, Page, Section, 
 from whence.report.pictures import Gallery
 
 if TYPE_CHECKING:  # the answers know how to save themselves: at run time this module knows nothing of them
-    from whence.explanation import Explanation, Suspects
+    from whence.explanation import Explanation
+    from whence.suspects import Suspects
 
 __all__ = [
     "explanation_page",

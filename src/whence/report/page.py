@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whence._arrays import import_extra
-from whence._errors import WhenceError
+from whence._arrays import check_file, import_extra
 from whence.report.pictures import Picture
 
 __all__ = ["Card", "Cell", "Column", "Contribution", "Fact", "Page", "Section", "Side", "Table", "number"]
@@ -188,18 +187,6 @@ class Page:
         file = check_file(path)
         file.write_text(self.render(), encoding="utf-8")
         return file
-
-
-def check_file(path: str | Path) -> Path:
-    """Return ``path`` if a file can be written there, or say what is in the way."""
-    file = Path(path)
-    if file.is_dir():
-        raise WhenceError("path", "a file", f"the folder {str(file)!r}", "Name a file in it.")
-    if not file.parent.is_dir():
-        raise WhenceError(
-            "path", "a file in a folder that exists", repr(str(file)), "Make the folder first."
-        )
-    return file
 
 
 def _plain(value: Any) -> str:

@@ -13,7 +13,8 @@ from whence.report.html import SCORE_NAMES, label_text
 from whence.report.pictures import Gallery
 
 if TYPE_CHECKING:
-    from whence.explanation import Explanation, Suspects
+    from whence.explanation import Explanation
+    from whence.suspects import Suspects
 
 __all__ = ["plot_explanation", "plot_suspects"]
 

@@ -1,0 +1,101 @@
+"""Answers as notebooks show them: small tables in the colours of the page that they stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whence.report.html import SCORE_NAMES, label_text
+from whence.report.page import number
+
+if TYPE_CHECKING:  # the answers know how to show themselves: at run time this module knows nothing of them
+    from whence.explanation import Explanation
+    from whence.suspects import Suspects
+
+__all__ = ["explanation_html", "suspects_html"]
+
+#: Rows of a table, and training samples named in one of its cells.
+ROWS_SHOWN = 10
+SAMPLES_NAMED = 3
+#: How many characters of a name are shown.
+N_CHARACTERS = 60
+
+# Text has the colour of the notebook, light or dark. The two colours are only those of bars, and stand
+# out from white and from black alike.
+FOR, AGAINST = "#2b89ae", "#cf6a35"
+CELL = "text-align:left;vertical-align:top;padding:.3em .9em .3em 0"
+
+
+def explanation_html(explanation: Explanation) -> str:
+    """Return the first predictions of an explanation, each with its strongest training samples."""
+    heads = ["sample", "predicted"] + ["label"] * (explanation.labels is not None)
+    heads += ["speaks for it", "speaks against it", "sum of all", "model's own"]
+    rows = []
+    for t in range(min(len(explanation), ROWS_SHOWN)):
+        values = [*explanation.values[t, :SAMPLES_NAMED], *explanation.opponent_values[t, :SAMPLES_NAMED]]
+        longest = float(np.abs(values).max(initial=0.0)) or 1.0
+        cells = [_text(explanation.sample_ids[t]), _label(explanation.predictions[t])]
+        if explanation.labels is not None:
+            cells.append(_label(explanation.labels[t]))
+        for ids, of_side, labels in (
+            (explanation.ids[t], explanation.values[t], explanation.training_labels[t]),
+            (explanation.opponent_ids[t], explanation.opponent_values[t], explanation.opponent_labels[t]),
+        ):
+            named = list(zip(ids, of_side, labels, strict=True))[:SAMPLES_NAMED]
+            cells.append("<br>".join(_contribution(*one, longest) for one in named))
+        cells += [number(explanation.totals[t], digits=2), number(explanation.pre_activations[t], digits=2)]
+        rows.append(cells)
+    return _table(repr(explanation), heads, rows, len(explanation))
+
+
+def suspects_html(suspects: Suspects) -> str:
+    """Return the first suspects."""
+    score = SCORE_NAMES.get(suspects.score, suspects.score)
+    rows = [
+        [
+            _text(suspects.ids[rank]),
+            _label(suspects.labels[rank]),
+            _label(suspects.predictions[rank]),
+            number(suspects.scores[rank], digits=2),
+        ]
+        for rank in range(min(len(suspects), ROWS_SHOWN))
+    ]
+    return _table(repr(suspects), ["id", "given label", "model says", score], rows, len(suspects))
+
+
+def _contribution(training_id: Any, value: float, label: Any, longest: float) -> str:
+    """Return one training sample: a bar, its value, its id and its label."""
+    width = 2.5 * abs(float(value)) / longest
+    bar = (
+        f'<span style="display:inline-block;width:{width:.2f}em;height:.6em;margin-right:.4em;'
+        f'background:{FOR if value >= 0 else AGAINST}"></span>'
+    )
+    return f"{bar}{number(value, sign=True)} {_text(training_id)} (labelled {_label(label)})"
+
+
+def _label(label: Any) -> str:
+    return _text(label_text(label, None))
+
+
+def _text(value: Any) -> str:
+    """Return a text as HTML, cut and escaped."""
+    text = str(value)
+    return escape(text if len(text) <= N_CHARACTERS else text[: N_CHARACTERS - 1] + "…")
+
+
+def _table(caption: str, heads: Iterable[str], rows: Sequence[Sequence[str]], n_all: int) -> str:
+    """Return a table; its cells are HTML already."""
+    more = f"; the first {len(rows)}" if len(rows) < n_all else ""
+    head = "".join(f'<th scope="col" style="{CELL};font-weight:600">{escape(name)}</th>' for name in heads)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells) + "</tr>" for cells in rows
+    )
+    return (
+        '<table style="color:inherit;background:none;border-collapse:collapse">'
+        '<caption style="color:inherit;text-align:left;padding-bottom:.4em">'
+        f"{escape(caption + more)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
