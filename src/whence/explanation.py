@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from whence.frames import by_method, cells, counted, rows_named, to_frame, write_parquet
+
+if TYPE_CHECKING:  # what shows answers knows them, not the other way round
+    from whence.report.tables import Neighbours
 
 __all__ = ["Explanation"]
 
@@ -210,6 +213,47 @@ class Explanation:
             "share": both(self.shares, self.opponent_shares),
         }
 
+    def neighbours(
+        self,
+        samples: Any,
+        training_samples: Any,
+        *,
+        column_names: Sequence[str] | None = None,
+        tolerance: float = 0.1,
+    ) -> Neighbours:
+        """Return the explained rows of a table side by side with their neighbours.
+
+        Parameters
+        ----------
+        samples : frame, array, sparse matrix, or rows as dicts
+            The explained rows, in their order.
+        training_samples : frame, array, sparse matrix, or rows as dicts
+            Those of the training set: a pandas frame with the ids as its index, a mapping by id, or a table
+            in the order of the training set where ids are positions.
+        column_names : sequence of str, optional
+            The columns of arrays; numbers by default.
+        tolerance : float, default=0.1
+            Numbers with a fraction differ where they are further apart than this share of their column's
+            standard deviation in the training samples; everything else where it is not the same.
+
+        Returns
+        -------
+        Neighbours
+            ``frame`` with the rows and ``differs`` with truth values of the same form, both of pandas.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+        WhenceError
+            If the tables have other columns than each other, or no row of an id.
+        """
+        from whence.report.tables import neighbours_of
+
+        return neighbours_of(
+            self, samples, training_samples, column_names=column_names, tolerance=tolerance
+        )
+
     def save_html(
         self,
         path: str | Path,
@@ -217,6 +261,7 @@ class Explanation:
         samples: Any = None,
         training_samples: Any = None,
         class_names: Sequence[str] | None = None,
+        column_names: Sequence[str] | None = None,
         title: str = "Where these predictions come from",
     ) -> Path:
         """Write a self-contained HTML page: each prediction with its supporters and opponents.
@@ -230,8 +275,11 @@ class Explanation:
             text, images as images, rows as their values; without it, ids have to do.
         training_samples : array, sequence or mapping, optional
             What to show of the training samples: in the order of the training set where ids are
-            positions, else a mapping by id.
+            positions, else a mapping by id. Where both are tables (frames, arrays of rows, dicts of
+            values), each prediction is shown side by side with its neighbours; see :meth:`neighbours`.
         class_names : sequence of str, optional
+        column_names : sequence of str, optional
+            The columns of arrays of rows.
         title : str
 
         Returns
@@ -249,7 +297,12 @@ class Explanation:
         from whence.report.html import explanation_page  # a page is only made of answers that ask for it
 
         page = explanation_page(
-            self, samples=samples, training_samples=training_samples, class_names=class_names, title=title
+            self,
+            samples=samples,
+            training_samples=training_samples,
+            class_names=class_names,
+            column_names=column_names,
+            title=title,
         )
         return page.save(path)
 

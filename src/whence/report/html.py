@@ -10,6 +10,7 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.report.page import Card, Cell, Column, Contribution, Page, Section, Side, Table, number
 from whence.report.pictures import Gallery
+from whence.report.tables import Comparison, is_tabular, neighbours_table
 
 if TYPE_CHECKING:  # the answers know how to save themselves: at run time this module knows nothing of them
     from whence.explanation import Explanation
@@ -46,6 +47,7 @@ def prediction_cards(
     samples: Any = None,
     training_samples: Any = None,
     class_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
     notes: Mapping[Any, str] | None = None,
     sample_noun: str = "sample",
     training_noun: str = "training sample",
@@ -60,11 +62,17 @@ def prediction_cards(
     training_samples : array, sequence or mapping, optional
         What to show of the training samples: by position if ids are positions, else a mapping by id.
     class_names : sequence of str, optional
+    column_names : sequence of str, optional
+        The columns of arrays of rows.
     notes : mapping, optional
         A few words on some training samples, by id.
     sample_noun, training_noun : str
         What a sample is called, in the singular.
     """
+    comparison = None
+    if is_tabular(samples) and is_tabular(training_samples):
+        comparison = Comparison(samples, training_samples, column_names=column_names)
+        samples = training_samples = None  # the table below a card shows them
     shown = samples if samples is None or isinstance(samples, Mapping) else _by_id(samples, explanation)
     explained, training = Gallery(shown, "samples"), Gallery(training_samples, "training_samples")
     cards = []
@@ -116,7 +124,8 @@ def prediction_cards(
             ("Model's own", number(explanation.pre_activations[t], digits=2)),
         ]
         picture = explained.picture(explanation.sample_ids[t], alt)
-        cards.append(Card(title, name[0].upper() + name[1:], facts, sides, picture, mark))
+        tables = [] if comparison is None else [neighbours_table(explanation, t, comparison)]
+        cards.append(Card(title, name[0].upper() + name[1:], facts, sides, picture, mark, tables))
     return cards
 
 
@@ -179,11 +188,16 @@ def explanation_page(
     samples: Any = None,
     training_samples: Any = None,
     class_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
     title: str = "Where these predictions come from",
 ) -> Page:
     """Return a page of its own for an explanation; see :meth:`whence.Explanation.save_html`."""
     cards = prediction_cards(
-        explanation, samples=samples, training_samples=training_samples, class_names=class_names
+        explanation,
+        samples=samples,
+        training_samples=training_samples,
+        class_names=class_names,
+        column_names=column_names,
     )
     n_samples = explanation.about.get("n_samples")
     among = f" among {n_samples:,} training samples" if n_samples else ""

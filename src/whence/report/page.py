@@ -112,7 +112,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Card:
-    """One explained prediction; ``mark`` is set apart beside its name."""
+    """One explained prediction; ``mark`` is set apart beside its name, ``tables`` stand below the sides."""
 
     title: str
     name: str
@@ -120,6 +120,7 @@ class Card:
     sides: Sequence[Side]
     picture: Picture | None = None
     mark: str = ""
+    tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)
