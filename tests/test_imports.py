@@ -15,6 +15,7 @@ ROOT = Path(whence.__file__).parent
 #: unit (``data_torch`` belongs to ``data``, ``models/keras`` to ``models``) or is given a place here.
 ORDER = [
     "_errors",
+    "_paths",
     "progress",
     "_sparse",
     "_arrays",

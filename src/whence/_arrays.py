@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,12 +24,13 @@ from whence._sparse import SparseRows
 
 __all__ = [
     "Array",
+    "as_array",
     "as_numpy",
     "assign",
     "astype",
-    "check_file",
     "check_finite",
     "check_number",
+    "check_seed",
     "cholesky",
     "import_extra",
     "itemsize",
@@ -199,24 +200,40 @@ def check_number(
     """
     kinds: tuple[type, ...] = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     is_number = isinstance(value, kinds) and not isinstance(value, bool)
-    valid = is_number and bool(np.isfinite(value))
-    if valid and (value > minimum if strictly else value >= minimum):
+    if is_number and _is_finite(value) and (value > minimum if strictly else value >= minimum):
         return
     noun = "an integer" if integer else "a number"
     sign = ">" if strictly else ">="
     raise WhenceError(argument, f"{noun} {sign} {minimum:g}", repr(value), "Pass a value in that range.")
 
 
-def check_file(path: str | Path) -> Path:
-    """Return ``path`` if a file can be written there, or say what is in the way."""
-    file = Path(path)
-    if file.is_dir():
-        raise WhenceError("path", "a file", f"the folder {str(file)!r}", "Name a file in it.")
-    if not file.parent.is_dir():
-        raise WhenceError(
-            "path", "a file in a folder that exists", repr(str(file)), "Make the folder first."
-        )
-    return file
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no floating-point number can hold
+        return False
+
+
+def check_seed(value: Any) -> None:
+    """Raise unless ``value`` seeds random numbers, the same in every run."""
+    check_number(value, "seed", integer=True)
+
+
+def as_array(values: Any, argument: str, expected: str, fix: str) -> np.ndarray:
+    """Return what a user gave as an array, or say what was expected of nested lists of unequal length.
+
+    Examples
+    --------
+    >>> as_array([[1], [2, 3]], "groups", "one integer a sample", "Give them in order.")
+    Traceback (most recent call last):
+        ...
+    whence._errors.WhenceError: groups: expected one integer a sample, got lists of unequal length. Give
+    them in order.
+    """
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise WhenceError(argument, expected, "lists of unequal length", fix) from None
 
 
 #: Bytes that a temporary of blockwise work may take.

@@ -12,6 +12,9 @@ __all__ = [
     "described",
 ]
 
+#: Characters that a message shows of what was got.
+LONGEST_GOT = 400
+
 
 def described(thing: Any) -> str:
     """Return how messages call something that is of the wrong kind.
@@ -50,7 +53,7 @@ class WhenceError(ValueError):
     def __init__(self, argument: str, expected: str, got: str, fix: str = "") -> None:
         self.argument = argument
         self.expected = expected
-        self.got = got
+        self.got = got = _on_one_line(got)
         self.fix = fix
         message = f"{argument}: expected {expected}, got {got.rstrip('.')}."
         super().__init__(f"{message} {fix}".strip())
@@ -109,6 +112,12 @@ class MissingExtraError(ImportError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, vars(self))
+
+
+def _on_one_line(text: str) -> str:
+    """Return what was got in one line of bounded length: the ``repr`` of an array has many."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_GOT else f"{line[:LONGEST_GOT]} …"
 
 
 def _restored(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:

@@ -289,6 +289,10 @@ class Dataset(ABC):
             raise WhenceError(
                 batch.where, "at least one sample", "an empty batch", "Leave out empty batches."
             )
+        if any(np.ma.is_masked(leaf) for leaf in parts):  # what is hidden would be taken for data
+            raise WhenceError(
+                batch.where, "arrays without masked entries", "a masked array", "Drop or fill them."
+            )
         if len(lengths) == 1 and None not in lengths:
             return
         raise WhenceError(
@@ -360,13 +364,15 @@ class ArraysDataset(SequenceDataset):
     def __init__(self, arrays: tuple[Any, ...], argument: str) -> None:
         self._arrays = arrays
         parts = leaves(arrays)
-        lengths = {int(leaf.shape[0]) for leaf in parts if getattr(leaf, "shape", ())}
-        if len(lengths) > 1 or any(not getattr(leaf, "shape", ()) for leaf in parts):
+        shapes = [tuple(getattr(leaf, "shape", ())) for leaf in parts]
+        lengths = {shape[0] for shape in shapes if shape}
+        if len(lengths) > 1 or not all(shapes):
+            some = ", ".join(map(str, shapes[:5])) + (", …" if len(shapes) > 5 else "")
             raise WhenceError(
                 argument,
                 "arrays (x, y) of one length",
-                f"shapes {', '.join(str(tuple(leaf.shape)) for leaf in parts)}",
-                "Give one label a sample.",
+                f"leaves of shapes {some}",
+                "Give one label a sample, and lists of numbers as arrays: np.asarray(x).",
             )
         n_batches = -(-lengths.pop() // ARRAY_BATCH_ROWS) if lengths else 0
         super().__init__(BatchList(n_batches, self._cut), argument)

@@ -8,15 +8,23 @@ from typing import Any
 import numpy as np
 
 from whence._arrays import as_numpy, import_extra
+from whence._errors import WhenceError
 from whence.data import Batch, Dataset, map_leaves
 
 __all__ = ["TensorFlowDataset"]
+
+#: ``tf.data.INFINITE_CARDINALITY``.
+INFINITE = -1
 
 
 class TensorFlowDataset(Dataset):
     """A batched ``tf.data.Dataset``."""
 
     def __init__(self, dataset: Any, argument: str) -> None:
+        if int(dataset.cardinality()) == INFINITE:
+            raise WhenceError(
+                argument, "a dataset that ends", "one that repeats for ever", "Leave out repeat()."
+            )
         self._dataset = dataset
         self.argument = argument
 

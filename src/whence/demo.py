@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import check_file, import_extra
+from whence._arrays import import_extra
+from whence._paths import check_file
 from whence.attribution import RepresenterPointLJE
 from whence.demo_report import CHECKED, DEMO_SCORES, Completeness, DemoResult, demo_page
 from whence.explanation import Explanation

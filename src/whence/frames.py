@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import check_file, import_extra
+from whence._arrays import import_extra
 from whence._errors import WhenceError
+from whence._paths import check_file
 
 __all__ = ["by_method", "cells", "counted", "rows_named", "to_frame", "write_parquet"]
 

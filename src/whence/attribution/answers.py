@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import as_numpy
+from whence._arrays import as_array, as_numpy, check_finite
 from whence._errors import WhenceError
 from whence._tables import row_names
 from whence.attribution.base import Scorer, Vectors, at_most, check_k
@@ -76,10 +76,10 @@ class Answers(Scorer):
         joined = {key: join([part[key] for part in parts]) for key in parts[0]}
         n_explained = joined["values"].shape[0]
         ids = row_names(samples) if ids is None else ids
-        names = np.arange(n_explained) if ids is None else np.asarray(ids)
+        expected, fix = f"{n_explained} ids, one a sample", "Give them in the order of the samples."
+        names = np.arange(n_explained) if ids is None else as_array(ids, "ids", expected, fix)
         if names.shape != (n_explained,):
-            fix = "Give them in the order of the samples."
-            raise WhenceError("ids", f"{n_explained} ids, one a sample", f"shape {names.shape}", fix)
+            raise WhenceError("ids", expected, f"shape {names.shape}", fix)
         rows, opponents = joined.pop("rows"), joined.pop("opponent_rows")
         return Explanation(
             ids=self.index.names(rows),
@@ -167,6 +167,7 @@ class Answers(Scorer):
             queries = self._queries(question)
             blocks = [as_numpy(scores(queries, vector)) for _, vector in Vectors(self.index)]
             values = np.concatenate(blocks, axis=1)
+            _check_scores(values)
             parts.append(values if members is None else values.astype(np.float64) @ members)
         return np.concatenate(parts)
 
@@ -194,6 +195,14 @@ class Answers(Scorer):
         for batch in track(opened, "explaining", opened.n_batches, show):
             yield self._ask(batch, start, outputs, positions)
             start += batch.n_samples
+        for name, given in (("outputs", outputs), ("positions", positions)):
+            if np.ndim(given) and len(given) != start:
+                raise WhenceError(
+                    name,
+                    f"one for all samples or one for each of the {start}",
+                    f"{len(given)}",
+                    "Give them in the order of the samples.",
+                )
 
     def _ask(
         self, batch: Batch, start: int, outputs: Any, positions: Any
@@ -246,6 +255,8 @@ class Answers(Scorer):
             best, worst = search.query_orders(queries[rows : rows + QUERY_ROWS], both)
             most.append(best)
             least.append(worst)
+        for found in (*most, *least):
+            _check_scores(found.values)
         return {
             "rows": np.concatenate([found.rows for found in most]),
             "values": np.concatenate([found.values for found in most]),
@@ -270,34 +281,36 @@ class Answers(Scorer):
         return np.concatenate(parts)
 
 
+def _check_scores(values: np.ndarray) -> None:
+    fix = "Scale features and sample weights down: their products overflow."
+    check_finite(values, "influences", "every answer", fix)
+
+
 def _outputs_of(outputs: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
     """Return the outputs wanted of a batch whose pre-activations have ``shape``, checked."""
     n_samples, n_outputs = shape[0], shape[-1]
-    chosen = np.asarray(outputs)
+    expected = f"an output from 0 to {n_outputs - 1}, one for all samples or one each"
+    fix = "Number the outputs of the target layer from 0."
+    chosen = as_array(outputs, "outputs", expected, fix)
     part = np.full(n_samples, chosen) if chosen.ndim == 0 else chosen[start : start + n_samples]
     if part.shape == (n_samples,):
         part = np.broadcast_to(part.reshape(-1, *[1] * (len(shape) - 2)), shape[:-1])
     valid = part.shape == shape[:-1] and part.dtype.kind in "iu"
     if valid and (part >= 0).all() and (part < n_outputs).all():
         return part.astype(np.int64)
-    raise WhenceError(
-        "outputs",
-        f"an output from 0 to {n_outputs - 1}, one for all samples or one each",
-        f"{outputs!r}",
-        "Number the outputs of the target layer from 0.",
-    )
+    raise WhenceError("outputs", expected, f"{outputs!r}", fix)
 
 
 def _members(groups: Any, n_samples: int) -> np.ndarray:
     """Return the indicators ``(N, G)`` of groups ``0`` to ``G - 1``, checked."""
-    given = np.asarray(groups)
-    if given.shape != (n_samples,) or given.dtype.kind not in "iu" or (given < -1).any():
-        raise WhenceError(
-            "groups",
-            f"{n_samples} integers from 0, or -1 for none: the group of each training sample",
-            f"shape {given.shape}, dtype {given.dtype}",
-            "Give them in the order of the dataset.",
-        )
+    expected = f"{n_samples} integers, the group of each training sample: from 0 to N - 1, or -1 for none"
+    fix = "Number the groups from 0, in the order of the dataset."
+    given = as_array(groups, "groups", expected, fix)
+    if given.shape != (n_samples,) or given.dtype.kind not in "iu":
+        raise WhenceError("groups", expected, f"shape {given.shape}, dtype {given.dtype}", fix)
+    outside = given[(given < -1) | (given >= n_samples)]
+    if outside.size:  # a number far above N would be as many columns of zeros
+        raise WhenceError("groups", expected, f"{outside[0]}", fix)
     return (given[:, None] == np.arange(int(given.max(initial=-1)) + 1)).astype(np.float64)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import as_numpy
+from whence._arrays import as_numpy, check_finite
 from whence._errors import WhenceError, described
 from whence.attribution.answers import Answers
 from whence.attribution.base import Vectors, at_most, check_k
@@ -216,7 +216,7 @@ class Attribution(Answers):
             )
         d_type = _float_dtype(d_type)
         if save_top_k_ds_path is not None:
-            check_values_folder(Path(save_top_k_ds_path))
+            check_values_folder(save_top_k_ds_path)
         with self.influence_model.on_device(device):
             opened = self.influence_model.open(train_set, "train_set")
             evaluated = self.influence_model.open(dataset_to_evaluate, "dataset_to_evaluate")
@@ -235,7 +235,7 @@ class Attribution(Answers):
                     started = True
                 found_values, found_rows = nearest_neighbors.query(queries, len(queries))
                 elements.append(element)
-                values.append(np.asarray(found_values, dtype=d_type))
+                values.append(_cast(found_values, d_type))
                 places.append(searched[np.asarray(found_rows)])
             every = np.concatenate(places)
             if save_top_k_ds_path is not None:
@@ -291,6 +291,15 @@ def _float_dtype(d_type: Any) -> np.dtype:
     if result is not None and result.kind == "f":
         return result
     raise WhenceError("d_type", "a floating-point dtype", repr(d_type), "Pass np.float32 or np.float64.")
+
+
+def _cast(values: Any, d_type: np.dtype) -> np.ndarray:
+    """Return values in another dtype, or raise if they do not fit."""
+    with np.errstate(over="ignore"):  # looked for right here
+        cast = np.asarray(values).astype(d_type)
+    fix = f"Values beyond {np.finfo(d_type).max:g} do not fit: pass np.float32 or np.float64."
+    check_finite(cast, "d_type", "the influences", fix)
+    return cast
 
 
 def _with_elements(dataset: Dataset) -> Iterator[tuple[Any, Batch]]:

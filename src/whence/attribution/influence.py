@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, like, row_slices
+from whence._arrays import Array, as_numpy, check_seed, like, row_slices
 from whence._errors import WhenceError
 from whence.attribution.gradient import Gradients
 from whence.attribution.leverage import leave_one_out_residuals
@@ -102,6 +102,7 @@ class InfluenceFunctions(Gradients):
         progress: bool | None = None,
     ) -> None:
         check_factory(ihvp_calculator_factory, n_samples_for_hessian, shuffle_buffer_size)
+        check_seed(seed)
         if normalisation not in (None, "loss", "parameters"):
             raise WhenceError(
                 "normalisation", "None, 'loss' or 'parameters'", repr(normalisation), "Choose one."

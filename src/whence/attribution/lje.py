@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_number
+from whence._arrays import Array, as_numpy, astype, check_finite, check_number, check_seed
 from whence._errors import WhenceError
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
@@ -121,6 +121,7 @@ class RepresenterPointLJE(Attribution):
         feature_dtype: Any = None,
     ) -> None:
         check_factory(ihvp_calculator_factory, n_samples_for_hessian, shuffle_buffer_size)
+        check_seed(seed)
         check_number(epsilon, "epsilon")
         check_number(step_size, "step_size")
         if decomposition not in ("exact", "elementwise"):
@@ -163,6 +164,12 @@ class RepresenterPointLJE(Attribution):
         step = self.ihvp.solve(gradient[None, :, :])
         self.relative_residual = float(step.relative_residual)
         self.theta_dagger: np.ndarray = self.expanded_layer.theta - as_numpy(step.value)[0]
+        check_finite(
+            self.theta_dagger,
+            "weights of the expansion",
+            "theta_dagger",
+            "Scale features and sample weights down: their products overflow.",
+        )
         if decomposition == "elementwise":
             self._prepare_elementwise()
         self._store_coefficients()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy
+from whence._arrays import Array, as_array, as_numpy
 from whence._errors import WhenceError
 from whence.search import Queries
 
@@ -142,7 +142,9 @@ def positions_of(positions: object, start: int, visible: np.ndarray, where: str)
     where : str
     """
     n_samples, n_positions = visible.shape
-    chosen = np.asarray(positions)
+    expected = f"a position from 0 to {n_positions - 1} that no mask hides, one for all samples or one each"
+    fix = "Number positions from 0; those of an image row by row."
+    chosen = as_array(positions, f"positions in {where}", expected, fix)
     part = np.full(n_samples, chosen) if chosen.ndim == 0 else chosen[start : start + n_samples]
     if part.shape != (n_samples,) or part.dtype.kind not in "iu":
         got = f"{positions!r}"
@@ -153,12 +155,7 @@ def positions_of(positions: object, start: int, visible: np.ndarray, where: str)
         got = f"{part[first]}, which the mask of sample {first} of the batch hides"
     else:
         return part.astype(np.int64)
-    raise WhenceError(
-        f"positions in {where}",
-        f"a position from 0 to {n_positions - 1} that no mask hides, one for all samples or one each",
-        got,
-        "Number positions from 0; those of an image row by row.",
-    )
+    raise WhenceError(f"positions in {where}", expected, got, fix)
 
 
 def _nothing(values: np.ndarray) -> int | float:

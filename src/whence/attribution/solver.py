@@ -24,7 +24,7 @@ def check_factory(factory: Any, n_samples_for_hessian: int | None, shuffle_buffe
     if n_samples_for_hessian is not None:
         check_number(n_samples_for_hessian, "n_samples_for_hessian", minimum=1, integer=True)
     check_number(shuffle_buffer_size, "shuffle_buffer_size", minimum=1, integer=True)
-    if isinstance(factory, type) or not hasattr(factory, "build"):
+    if isinstance(factory, type) or not callable(getattr(factory, "build", None)):
         raise WhenceError(
             "ihvp_calculator_factory",
             "an InverseHessianVectorProductFactory",

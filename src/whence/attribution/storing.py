@@ -11,6 +11,7 @@ import numpy as np
 
 from whence._arrays import Array
 from whence._errors import WhenceError
+from whence._paths import as_path, explain_failures
 from whence.index import (
     CACHE,
     Index,
@@ -21,7 +22,7 @@ from whence.index import (
     stored_methods,
     write_index,
 )
-from whence.index.files import explain_failures, write_array, write_json
+from whence.index.files import plain, write_array, write_json
 from whence.linear_layer import Block
 
 __all__ = ["check_cache", "check_values_folder", "save_arrays", "stored_vectors"]
@@ -62,7 +63,7 @@ def _loaded(index: Index, method: Method, path: str | Path) -> StoredIndex:
     """Return a stored index with the vectors of this method, or raise: the message says what differs."""
     stored = _opened(index, path)
     found = stored_methods(stored.folder)
-    wanted = json.loads(json.dumps(method.about))
+    wanted = json.loads(json.dumps(method.about, default=plain))
     for candidate in found:
         if candidate.about == wanted:
             stored.use_method(candidate)
@@ -80,7 +81,7 @@ def _loaded(index: Index, method: Method, path: str | Path) -> StoredIndex:
 
 def save_arrays(path: str | Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
     """Write some arrays to a folder of answers, one ``.npy`` file each."""
-    folder = Path(path)
+    folder = as_path(path)
     check_values_folder(folder)
     with explain_failures(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +102,10 @@ def check_cache(cache: Any) -> CACHE:
     )
 
 
-def check_values_folder(folder: Path) -> None:
+def check_values_folder(path: str | Path) -> None:
     """Raise if a folder exists that holds something else than answers."""
-    if (folder / "values.json").is_file():
-        return
+    folder = as_path(path)
+    with explain_failures(folder):
+        if (folder / "values.json").is_file():
+            return
     check_folder(folder)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from whence._arrays import check_number, import_extra
+from whence._arrays import check_number, check_seed, import_extra
 from whence._errors import WhenceError
 from whence.evaluation.parallel import parallel_map
 
@@ -58,6 +58,7 @@ def flip_labels(
     count = int(given.max(initial=0)) + 1 if n_classes is None else n_classes
     if count < 2:
         raise WhenceError("n_classes", "at least 2", str(count), "There is no other class to flip to.")
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     is_wrong = np.zeros(given.size, dtype=bool)
     is_wrong[rng.permutation(given.size)[: round(share * given.size)]] = True

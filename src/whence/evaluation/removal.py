@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from whence._arrays import check_number, import_extra
+from whence._arrays import check_number, check_seed, import_extra
 from whence._errors import WhenceError
 from whence.attribution import Attribution
 from whence.evaluation.parallel import parallel_map
@@ -146,6 +146,7 @@ def linear_datamodeling_score(
             "share", "a share of the training set that leaves some in and some out", repr(share), "Try 0.5."
         )
     retraining = LayerRetraining(method, samples, outputs=outputs) if retraining is None else retraining
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     is_kept = np.zeros((n_subsets, n_samples), dtype=bool)
     for subset in is_kept:
@@ -198,6 +199,7 @@ def subset_removal(
     retraining = LayerRetraining(method, samples, outputs=outputs) if retraining is None else retraining
     values = method.influences(samples, outputs=outputs, progress=progress).astype(np.float64)
     order = np.argsort(-values, axis=1, kind="stable")
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     drawn = {k: [rng.permutation(n_samples)[:k] for _ in range(n_random)] for k in ks}
     removed = [order[sample, :k] for sample in range(len(values)) for k in ks]

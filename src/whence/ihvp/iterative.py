@@ -50,6 +50,9 @@ class Options(NamedTuple):
         """Return itself if every setting is one of its values; ``iterations`` names the argument."""
         check_number(self.damping, "damping")
         check_number(self.tolerance, "tolerance", strictly=True)
+        if self.tolerance >= 1:  # zeros would be a solution
+            fix = "Pass a value in that range."
+            raise WhenceError("tolerance", "a number below 1", repr(self.tolerance), fix)
         check_number(self.max_iterations, iterations, minimum=1, integer=True)
         check_curvature(self.curvature)
         choices: dict[str, tuple[Any, ...]] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, check_number, namespace
+from whence._arrays import Array, as_numpy, check_number, check_seed, namespace
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
     InverseHessianVectorProductFactory,
@@ -206,6 +206,7 @@ class LissaIHVPFactory(InverseHessianVectorProductFactory):
         self.options = options.checked("n_opt_iters")
         if batch_size is not None:
             check_number(batch_size, "batch_size", minimum=1, integer=True)
+        check_seed(seed)
         self.batch_size = batch_size
         self.seed = seed
 

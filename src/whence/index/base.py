@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, namespace
-from whence._errors import WhenceError
+from whence._arrays import Array, as_array, as_numpy, namespace
+from whence._errors import WhenceError, described
 from whence.index.shard import (
     RowBuffer,
     Shard,
@@ -241,7 +241,11 @@ def check_ids(ids: Any, n_samples: int) -> np.ndarray | None:
     """Return the names of the training samples as an array, or raise if they are no names."""
     if ids is None:
         return None
-    names = np.asarray(ids)
+    expected = "strings or integers, one for each training sample"
+    fix = "Give them in the order of the dataset."
+    names = as_array(ids, "ids", expected, fix)
+    if names.ndim == 0:
+        raise WhenceError("ids", expected, described(ids), fix)
     listed = [] if isinstance(ids, np.ndarray) else [i for i in ids if not isinstance(i, str)]
     if names.dtype.kind == "O" and all(isinstance(name, str) for name in names.ravel()):
         names = names.astype(str)
@@ -257,7 +261,7 @@ def check_ids(ids: Any, n_samples: int) -> np.ndarray | None:
             "ids",
             f"one id for each of the {n_samples} training samples",
             f"shape {names.shape}",
-            "Give them in the order of the dataset.",
+            fix,
         )
     unique, counts = np.unique(names, return_counts=True)
     if unique.shape != names.shape:

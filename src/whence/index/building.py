@@ -13,8 +13,9 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
+from whence._paths import as_path, explain_failures
 from whence.index.base import Index, check_ids
-from whence.index.files import Lock, explain_failures, open_array, write_array, write_json
+from whence.index.files import Lock, open_array, write_array, write_json
 from whence.index.shard import Shard, check_feature_dtype, narrow, shard_rows
 from whence.index.store import (
     ARRAYS,
@@ -67,7 +68,7 @@ class Writer(Index):
 
     def __init__(self, path: str | Path, feature_dtype: Any = None) -> None:
         super().__init__(feature_dtype)
-        self.folder = Path(path)
+        self.folder = as_path(path)
         check_folder(self.folder)
         with explain_failures(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -285,7 +286,7 @@ class Writer(Index):
 
 def write_index(index: Index, path: str | Path) -> StoredIndex:
     """Return ``index`` as stored in a folder, copied there shard by shard unless it is there already."""
-    if isinstance(index, StoredIndex) and Path(path).resolve() == index.folder.resolve():
+    if isinstance(index, StoredIndex) and as_path(path).resolve() == index.folder.resolve():
         return StoredIndex(index.folder, verify=False)
     writer = Writer(path)
     try:

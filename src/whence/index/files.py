@@ -7,7 +7,6 @@ most a ``.part`` behind, which no one reads.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from whence._errors import WhenceError
+from whence._paths import explain_failures
 
 __all__ = [
     "LOCK",
@@ -28,8 +28,8 @@ __all__ = [
     "Stamp",
     "check_checksum",
     "check_size",
-    "explain_failures",
     "open_array",
+    "plain",
     "write_array",
     "write_json",
     "written_whole",
@@ -45,30 +45,6 @@ LOCK = "lock"
 Stamp = dict[str, Any]
 
 CHUNK_BYTES = 4 * 2**20
-
-
-@contextlib.contextmanager
-def explain_failures(folder: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        where = f"path {str(folder)!r}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise WhenceError(
-                where,
-                "room for what is written there",
-                f"a full disk ({error.strerror or error})",
-                "Free some space and run the same again: what is complete is kept.",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise WhenceError(
-                where,
-                "a folder that can be written to",
-                f"one that cannot ({error.strerror or error})",
-                "Change its permissions, or choose another path.",
-            ) from error
-        raise
 
 
 @contextlib.contextmanager
@@ -105,8 +81,22 @@ def write_array(file: Path, array: np.ndarray) -> Stamp:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write a JSON file."""
+    text = json.dumps(content, indent=1, default=plain)
     with written_whole(file) as handle:
-        handle.write((json.dumps(content, indent=1) + "\n").encode())
+        handle.write(f"{text}\n".encode())
+
+
+def plain(value: Any) -> Any:
+    """Return a number of NumPy's as JSON has it; for ``json.dumps(..., default=plain)``.
+
+    Examples
+    --------
+    >>> json.dumps({"step_size": np.float64(0.5), "seed": np.int64(3)}, default=plain)
+    '{"step_size": 0.5, "seed": 3}'
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 def open_array(file: Path) -> np.ndarray:

@@ -59,7 +59,10 @@ def narrow(features: Array, dtype: str | None, where: str = "the training set") 
 
 def check_feature_dtype(dtype: Any) -> str | None:
     """Return the name of a dtype that features can be stored in; ``None`` leaves them as they are."""
-    name = None if dtype is None else getattr(np.dtype(dtype), "name", "")
+    try:
+        name = None if dtype is None else getattr(np.dtype(dtype), "name", "")
+    except TypeError:  # nothing that NumPy knows
+        name = ""
     if name is None or name in FEATURE_DTYPES:
         return name
     raise WhenceError(

@@ -23,6 +23,7 @@ from typing import Any
 
 from whence._arrays import Array
 from whence._errors import WhenceError
+from whence._paths import as_path, explain_failures
 from whence.index.base import Index
 from whence.index.files import (
     LOCK,
@@ -49,21 +50,25 @@ ARRAYS = ("features", "target", "weight", "fingerprint")
 
 def holds_index(path: str | Path) -> bool:
     """Return whether a folder holds a complete index."""
-    return (Path(path) / MANIFEST).is_file()
+    folder = as_path(path)
+    with explain_failures(folder):
+        return (folder / MANIFEST).is_file()
 
 
 def check_folder(folder: Path) -> None:
     """Raise if ``folder`` exists and is something that whence did not write."""
-    if not folder.exists():
-        return
-    if folder.is_dir():
-        names = {entry.name for entry in folder.iterdir()}
-        if {MANIFEST, BEGUN} & names or all(n == LOCK or n.endswith(PART) for n in names):
+    with explain_failures(folder):
+        if not folder.exists():
             return
+        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else None
+    if names is not None and (
+        {MANIFEST, BEGUN} & names or all(n == LOCK or n.endswith(PART) for n in names)
+    ):
+        return
     raise WhenceError(
         f"path {str(folder)!r}",
         "a new path, an empty folder, or a folder written by whence",
-        "a folder with other files in it" if folder.is_dir() else "a file",
+        "a file" if names is None else "a folder with other files in it",
         "Choose another path; nothing was written.",
     )
 
@@ -130,7 +135,7 @@ class StoredIndex(Index):
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         super().__init__()
-        self.folder = Path(path)
+        self.folder = as_path(path)
         self.manifest = _manifest_of(self.folder)
         self.identity = self.manifest["identity"]
         self.method: StoredMethod | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ class Adapter(ABC):
 
     def on_device(self, device: str | None) -> AbstractContextManager[Any]:
         """Run the model on a device of the framework inside this context."""
-        if device is None or str(device).lower().strip("/").split(":")[0] == "cpu":
+        if device is None or str(device).lower().strip("/") in ("cpu", "cpu:0", "device:cpu:0"):
             return nullcontext()
         raise WhenceError("device", "'cpu' or None", repr(device), "Leave it out.")
 
@@ -181,12 +182,27 @@ ADAPTERS: list[tuple[tuple[str, ...], str, str]] = [
 ]
 
 
+def _check_options(adapter: Any, options: Any) -> None:
+    """Raise for options that models of another kind have."""
+    kinds = inspect.signature(adapter).parameters.values()
+    known = [parameter.name for parameter in kinds if parameter.kind is parameter.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise WhenceError(
+                f"option {name!r}",
+                f"one that such a model has: {', '.join(known)}",
+                repr(options[name]),
+                "Leave it out.",
+            )
+
+
 def adapter_for(model: Any, start_layer: int | str, loss_function: Any, options: Any) -> Adapter:
     """Return the adapter of the model's framework."""
     modules = [f"{base.__module__}." for base in type(model).__mro__]
     for prefixes, where, name in ADAPTERS:
         if any(module.startswith(prefixes) for module in modules):
             adapter = getattr(importlib.import_module(where), name)
+            _check_options(adapter, options)
             return adapter(model, start_layer, loss_function, **options)
     known = ", ".join(prefix.rstrip(".") for prefixes, _, _ in ADAPTERS for prefix in prefixes)
     raise WhenceError(

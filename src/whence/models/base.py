@@ -279,10 +279,12 @@ class InfluenceModel:
     def _fill(self, index: Index, opened: Dataset, ids: Any, progress: bool | None) -> Index:
         steps = track(opened, "features of the training set", opened.n_batches, progress)
         theta: np.ndarray | None = None
+        counts = False
         for batch in steps:
             fingerprint = fingerprints(batch)
             # The first batch decides about the loss, and shows whether stored features are this model's.
             if batch.number > 0 and index.holds(fingerprint):
+                counts = True
                 continue
             seen = self.observe(batch)
             if theta is None:  # not before a batch was seen, on which some adapters choose the layer
@@ -290,7 +292,13 @@ class InfluenceModel:
             self._check_losses(seen, theta, batch.where)
             if batch.number == 0:
                 index.begin(self.identity())
+            counts = counts or seen.weight is None or bool(as_numpy(seen.weight).any())
             index.append(seen.phi, seen.target, seen.weight, fingerprint)
+        if not counts:
+            fix = "Leave weights out to count every sample once."
+            raise WhenceError(
+                f"sample weights of {opened.argument}", "one that is not 0", "zeros only", fix
+            )
         return index.finish(ids)
 
     def map_samples(self, dataset: Any, function: Callable[[Block], Array]) -> Any:
@@ -340,6 +348,13 @@ class InfluenceModel:
         self._adapter.check_inputs(batch.inputs, batch.where)
         phi, mask = self._extract(batch)
         xp = namespace(phi)
+        if not xp.isdtype(phi.dtype, ("bool", "integral", "real floating")):
+            raise WhenceError(
+                f"features (the input of layer {self.layer_name!r}) in {batch.where}",
+                "real numbers",
+                f"dtype {phi.dtype}",
+                "Give the inputs that the model was trained with.",
+            )
         phi = astype(phi, xp.float64 if phi.dtype == xp.float64 else xp.float32)
         check_finite(
             phi,

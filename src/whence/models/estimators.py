@@ -249,6 +249,14 @@ def weights_by_class(model: Any, given: Any) -> np.ndarray | None:
             "classes=model.classes_, y=y)).",
         )
     if isinstance(wanted, dict):
+        unknown = [name for name in wanted if name not in names.tolist()]
+        if unknown and given is not None:
+            raise WhenceError(
+                "class_weight",
+                f"the classes of the fit: {', '.join(map(str, names[:10]))}",
+                f"{unknown[0]!r}",
+                "Name them as in classes_.",
+            )
         return np.asarray([float(wanted.get(name, 1.0)) for name in names.tolist()])
     array = np.asarray(wanted, dtype=np.float64)
     if array.shape != (len(names),) or not np.isfinite(array).all() or (array < 0).any():

@@ -176,6 +176,9 @@ class LinearAdapter(EstimatorAdapter):
                 f"shape {tuple(x.shape)}",
                 "Give the columns of the fit.",
             )
+        kind = getattr(np.dtype(getattr(x, "dtype", object)), "kind", "O")
+        if kind not in "biufO":  # what NumPy would read or cut down to numbers, and the model refuses
+            raise WhenceError("inputs", "numbers", f"dtype {x.dtype}", "Give the columns of the fit.")
         if not hasattr(model, "coefs_"):
             if scipy.sparse.issparse(x):
                 return SparseRows(scipy.sparse.csr_array(x, dtype=np.float64))

@@ -13,6 +13,7 @@ from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
 from whence.data import Dataset
 from whence.index import Index, StoredIndex
+from whence.index.files import plain
 from whence.linear_layer import LinearLayer
 from whence.losses import Loss
 from whence.models.adapter import Adapter, LossSpec, Weights
@@ -30,7 +31,7 @@ def describe_object(thing: Any, module: str, arguments: dict[str, Any]) -> dict[
     if not f"{kind.__module__}.".startswith(f"{module}."):
         return None
     try:
-        arguments = json.loads(json.dumps(arguments))
+        arguments = json.loads(json.dumps(arguments, default=plain))
     except (TypeError, ValueError):
         return None
     return {"module": kind.__module__, "class": kind.__qualname__, "arguments": arguments}

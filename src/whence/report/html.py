@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, described
 from whence.report.page import Card, Cell, Column, Contribution, Page, Section, Side, Table, number
 from whence.report.pictures import Gallery
 from whence.report.tables import Comparison, is_tabular, neighbours_table
@@ -73,8 +73,10 @@ def prediction_cards(
     if is_tabular(samples) and is_tabular(training_samples):
         comparison = Comparison(samples, training_samples, column_names=column_names)
         samples = training_samples = None  # the table below a card shows them
-    shown = samples if samples is None or isinstance(samples, Mapping) else _by_id(samples, explanation)
-    explained, training = Gallery(shown, "samples"), Gallery(training_samples, "training_samples")
+    by_id = isinstance(samples, Mapping)
+    if samples is not None and not by_id:
+        _check_count(samples, explanation)
+    explained, training = Gallery(samples, "samples"), Gallery(training_samples, "training_samples")
     cards = []
     for t in range(len(explanation)):
         title = f"Predicted {label_text(explanation.predictions[t], class_names)}"
@@ -123,7 +125,7 @@ def prediction_cards(
             ("Sum of all values", number(explanation.totals[t], digits=2)),
             ("Model's own", number(explanation.pre_activations[t], digits=2)),
         ]
-        picture = explained.picture(explanation.sample_ids[t], alt)
+        picture = explained.picture(explanation.sample_ids[t] if by_id else t, alt)
         tables = [] if comparison is None else [neighbours_table(explanation, t, comparison)]
         cards.append(Card(title, name[0].upper() + name[1:], facts, sides, picture, mark, tables))
     return cards
@@ -249,6 +251,10 @@ def label_text(label: Any, class_names: Sequence[str] | None) -> str:
         return number(float(label))
     if class_names is None:
         return str(label)
+    if not hasattr(class_names, "__len__") or isinstance(class_names, str):
+        raise WhenceError(
+            "class_names", "a name for every class", described(class_names), "Pass a list of texts."
+        )
     if not 0 <= int(label) < len(class_names):
         raise WhenceError(
             "class_names", "a name for every class", f"{len(class_names)} names and class {label}"
@@ -261,13 +267,13 @@ def _plain_id(sample_id: Any) -> Any:
     return getattr(sample_id, "tolist", lambda: sample_id)()
 
 
-def _by_id(samples: Any, explanation: Explanation) -> dict[Any, Any]:
-    """Return samples that were given in their order, by id."""
-    if len(samples) != len(explanation):
+def _check_count(samples: Any, explanation: Explanation) -> None:
+    """Raise unless there is one sample for each prediction: they are shown in their order."""
+    count = len(samples) if hasattr(samples, "__len__") else None
+    if count != len(explanation):
         raise WhenceError(
             "samples",
             f"the {len(explanation)} explained samples, in their order",
-            f"{len(samples)} samples",
+            described(samples) if count is None else f"{count} samples",
             "Pass those that were given to explain, or a dict from id to sample.",
         )
-    return {_plain_id(name): samples[t] for t, name in enumerate(explanation.sample_ids)}

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whence._arrays import check_file, import_extra
+from whence._arrays import import_extra
+from whence._paths import check_file, explain_failures
 from whence.report.pictures import Picture
 
 __all__ = ["Card", "Cell", "Column", "Contribution", "Fact", "Page", "Section", "Side", "Table", "number"]
@@ -186,7 +187,10 @@ class Page:
             If the file cannot be written there.
         """
         file = check_file(path)
-        file.write_text(self.render(), encoding="utf-8")
+        # Before the file is opened, so that an older page is not lost; text may hold half a character.
+        page = self.render().encode("utf-8", "replace")
+        with explain_failures(file):
+            file.write_bytes(page)
         return file
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from whence._arrays import as_numpy, import_extra
-from whence._errors import WhenceError
+from whence._errors import WhenceError, described
 
 __all__ = ["Gallery", "Picture", "picture_of", "to_pixels"]
 
@@ -69,7 +69,8 @@ class Gallery:
     """
 
     def __init__(self, samples: Any, argument: str) -> None:
-        self._samples = samples if isinstance(samples, Mapping | Sequence) else _as_rows(samples)
+        is_many = isinstance(samples, Mapping | Sequence) and not isinstance(samples, str | bytes)
+        self._samples = samples if is_many else _as_rows(samples, argument)
         self._argument = argument
 
     def picture(self, sample_id: Any, alt: str) -> Picture | None:
@@ -128,8 +129,10 @@ def picture_of(sample: Any, alt: str, argument: str = "samples") -> Picture:
     if isinstance(sample, Mapping):
         return Picture("row", alt, values=_entries(list(sample.items())))
     array = as_numpy(sample)
-    if array.ndim == 0 and array.dtype.kind in "OUS":
+    if array.ndim == 0 and array.dtype.kind in "US":
         return picture_of(array.item(), alt, argument)
+    if array.ndim == 0 and array.dtype.kind == "O":  # None, or an object that no one can look at
+        raise _nothing_to_see(argument, described(sample))
     if array.ndim <= 1:
         return Picture("row", alt, values=_entries(list(enumerate(array.reshape(-1).tolist()))))
     pixels = to_pixels(array, argument)
@@ -156,12 +159,7 @@ def to_pixels(image: np.ndarray, argument: str = "samples") -> np.ndarray:
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in channels) or not image.size:
-        raise WhenceError(
-            argument,
-            "texts, rows, or images of shape (H, W) or (H, W, 1, 3 or 4)",
-            f"a sample of shape {image.shape}",
-            "Pass what a person should see of each sample, not what the model takes.",
-        )
+        raise _nothing_to_see(argument, f"a sample of shape {image.shape}")
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
     values = np.asarray(image, dtype=np.float64)
@@ -175,9 +173,21 @@ def to_pixels(image: np.ndarray, argument: str = "samples") -> np.ndarray:
     return np.rint(values).astype(np.uint8)
 
 
-def _as_rows(samples: Any) -> Any:
+def _nothing_to_see(argument: str, got: str) -> WhenceError:
+    return WhenceError(
+        argument,
+        "texts, rows, or images of shape (H, W) or (H, W, 1, 3 or 4)",
+        got,
+        "Pass what a person should see of each sample, not what the model takes.",
+    )
+
+
+def _as_rows(samples: Any, argument: str) -> Any:
     """Return an array of samples as NumPy's; ``None`` stays ``None``."""
-    return None if samples is None else as_numpy(samples)
+    rows = None if samples is None else as_numpy(samples)
+    if rows is not None and rows.ndim == 0:
+        raise WhenceError(argument, "a sequence of samples", described(samples), "Pass all, in a list.")
+    return rows
 
 
 def _data_uri(pixels: np.ndarray) -> str:
