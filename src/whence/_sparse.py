@@ -40,7 +40,7 @@ class SparseRows:
     __array_ufunc__ = None  # NumPy's operators leave their work to those below
 
     def __init__(self, matrix: Any) -> None:
-        self.matrix = scipy.sparse.csr_array(matrix)
+        self.matrix = _narrow(scipy.sparse.csr_array(matrix))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -179,6 +179,15 @@ class _Transposed:
 
     def __rmatmul__(self, other: Any) -> np.ndarray:
         return (self.rows.matrix @ np.asarray(other).T).T
+
+
+def _narrow(matrix: Any) -> Any:
+    """Return a matrix with the integers of half the size, where it does not need the larger ones."""
+    largest = max(matrix.shape[1], matrix.nnz)
+    if matrix.indices.dtype == np.int32 or largest > np.iinfo(np.int32).max:
+        return matrix
+    parts = matrix.data, matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32)
+    return scipy.sparse.csr_array(parts, shape=matrix.shape)
 
 
 def _is_index(rows: Any) -> bool:

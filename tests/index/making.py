@@ -1,17 +1,21 @@
 """Small indices for tests: samples in batches, shards of a few rows, folders to compare byte by byte.
 
-Run as a script, it builds an index in a process that can be killed: ``python making.py FOLDER``.
+Run as a script, it builds an index in a process that can be killed: ``python making.py FOLDER LAYOUT``.
 """
 
 import sys
 
 import numpy as np
+import scipy.sparse
 
+from whence._sparse import SparseRows
 from whence.index import Writer, shard
 
 N, D = 400, 5
 BATCH = 7
 SHARD_ROWS = 20
+#: What features are: ``dense`` arrays or ``sparse`` rows.
+LAYOUT = "dense"
 IDENTITY = {"layer": "dense", "model_weights": "0123", "loss": "squared error"}
 
 
@@ -19,6 +23,8 @@ def batches(n=N, batch=BATCH, seed=0, order=None):
     """Batches of features, targets, weights and fingerprints; the same samples for a seed."""
     rng = np.random.default_rng(seed)
     phi = rng.standard_normal((N, D)).astype(np.float32)
+    if LAYOUT == "sparse":
+        phi = SparseRows(scipy.sparse.csr_array(np.where(rng.random((N, D)) < 0.5, phi, 0)))
     target = rng.integers(0, 3, N)
     weight = rng.uniform(0.5, 2.0, N).astype(np.float32)
     fingerprint = rng.integers(0, 2**63, N).astype(np.uint64)
@@ -60,6 +66,7 @@ def contents(folder):
 
 if __name__ == "__main__":
     small_shards()
+    LAYOUT = sys.argv[2]
     print("building", flush=True)
     build(sys.argv[1])
     print("built", flush=True)

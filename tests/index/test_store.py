@@ -1,6 +1,7 @@
 """The index on disk: what it holds, resumed after interruptions, and what it says of damage."""
 
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -10,15 +11,29 @@ from pathlib import Path
 import making
 import numpy as np
 import pytest
+import scipy.sparse
 from making import BATCH, IDENTITY, SHARD_ROWS, N, batches, build, contents
 
 from whence import WhenceError
+from whence._arrays import as_numpy
+from whence._sparse import SparseRows
 from whence.index import Index, StoredIndex, Writer, holds_index, write_index
 from whence.index.files import Lock
 
+#: A file of every shard that holds its features, or a part of them.
+FEATURES = {"dense": "features", "sparse": "features-indices"}
+
+
+@pytest.fixture(scope="module", autouse=True, params=["dense", "sparse"])
+def layout(request):
+    """Every test runs on dense and on sparse features."""
+    making.LAYOUT = request.param
+    yield request.param
+    making.LAYOUT = "dense"
+
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(layout, tmp_path_factory):
     """An index that was built without interruption."""
     before = making.small_shards()
     folder = tmp_path_factory.mktemp("reference") / "index"
@@ -62,19 +77,48 @@ def test_what_is_stored_is_what_was_given(reference):
     for number in range(0, len(memory.shards), 7):
         ours, theirs = stored.shards[number], memory.shards[number]
         for name in ("features", "target", "weight", "fingerprint"):
-            assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+            assert np.array_equal(as_numpy(getattr(ours, name)), as_numpy(getattr(theirs, name)))
             assert getattr(ours, name).dtype == getattr(theirs, name).dtype
     assert stored.shards[-1].n_samples == SHARD_ROWS
-    assert not stored.shards[0].features.flags.writeable
 
 
-def test_shards_are_plain_files_that_numpy_reads(reference):
-    features = np.load(reference / "features-00003.npy")
-    every = np.concatenate([batch[0] for batch in batches()])
+def mapped(array):
+    """Whether an array is a view of a file."""
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    return array is not None
+
+
+def test_features_are_mapped_and_cannot_be_written_to(reference, layout):
+    features = StoredIndex(reference).shards[3].features
+    for array in (features,) if layout == "dense" else (features.matrix.data, features.matrix.indices):
+        assert mapped(array)
+        assert not array.flags.writeable
+    assert isinstance(features, SparseRows) == (layout == "sparse")
+
+
+def test_shards_are_plain_files_that_numpy_reads(reference, layout):
+    every = np.concatenate([np.asarray(batch[0]) for batch in batches()])
+    if layout == "dense":
+        features = np.load(reference / "features-00003.npy")
+    else:
+        parts = [
+            np.load(reference / f"features-{part}-00003.npy") for part in ("data", "indices", "indptr")
+        ]
+        features = scipy.sparse.csr_array(tuple(parts), shape=(SHARD_ROWS, making.D)).toarray()
     assert np.array_equal(features, every[3 * SHARD_ROWS : 4 * SHARD_ROWS])
 
 
-def test_the_manifest_says_what_it_is_of(reference):
+def test_sparse_features_take_the_room_of_their_entries(reference, layout):
+    stamps = StoredIndex(reference).manifest["shards"][2]["files"]
+    features = sum(stamp["bytes"] for name, stamp in stamps.items() if name.startswith("features"))
+    entries = np.count_nonzero(StoredIndex(reference).shards[2].features)
+    headers = 128 * sum(name.startswith("features") for name in stamps)
+    expected = 4 * SHARD_ROWS * making.D if layout == "dense" else 8 * entries + 4 * (SHARD_ROWS + 1)
+    assert features == headers + expected
+
+
+def test_the_manifest_says_what_it_is_of(reference, layout):
     manifest = json.loads((reference / "manifest.json").read_text())
     assert manifest["format_version"] == 1
     assert manifest["library_version"]
@@ -83,7 +127,7 @@ def test_the_manifest_says_what_it_is_of(reference):
     assert (manifest["n_samples"], manifest["n_features"]) == (N, making.D)
     assert len(manifest["order"]) == 32
     assert manifest["ids"] is None
-    stamp = manifest["shards"][0]["files"]["features"]
+    stamp = manifest["shards"][0]["files"][FEATURES[layout]]
     assert stamp["bytes"] == (reference / stamp["file"]).stat().st_size
 
 
@@ -91,7 +135,8 @@ def test_rows_are_gathered_in_any_order(reference, rng):
     stored, memory = StoredIndex(reference), in_memory()
     rows = rng.integers(0, N, 50)
     for name in ("features", "target", "weight", "fingerprint"):
-        assert np.array_equal(getattr(stored.take(rows), name), getattr(memory.take(rows), name))
+        ours, theirs = getattr(stored.take(rows), name), getattr(memory.take(rows), name)
+        assert np.array_equal(as_numpy(ours), as_numpy(theirs))
     assert np.array_equal(stored.rows_of(stored.take(rows).fingerprint), rows)
     assert stored.rows_of(np.asarray([1], dtype=np.uint64)) == -1
 
@@ -107,12 +152,17 @@ def test_the_files_of_a_saved_index_are_those_of_a_built_one(reference, tmp_path
     assert contents(tmp_path / "index") == contents(reference)
 
 
-def test_half_precision_is_for_storing_only(tmp_path):
+def test_half_precision_is_for_storing_only(layout, tmp_path):
     stored = build(tmp_path / "index", feature_dtype="float16")
-    assert stored.shards[0].features.dtype == np.float16
+    name = "features-00000.npy" if layout == "dense" else "features-data-00000.npy"
+    assert np.load(tmp_path / "index" / name).dtype == np.float16
     assert stored.shards[0].phi.dtype == np.float32
-    every = np.concatenate([batch[0] for batch in batches()])
-    assert np.array_equal(np.concatenate([s.phi for s in stored.shards]), every.astype(np.float16))
+    every = np.concatenate([as_numpy(batch[0]) for batch in batches()])
+    again = np.concatenate([as_numpy(shard.phi) for shard in stored.shards])
+    assert np.array_equal(again, every.astype(np.float16))
+    computed = []
+    build(tmp_path / "index", feature_dtype="float16", computed=computed)
+    assert computed == [BATCH]
 
 
 def test_features_that_half_precision_cannot_hold_are_refused(tmp_path):
@@ -188,7 +238,7 @@ def test_an_interrupted_run_goes_on(n_done, reference, tmp_path):
 
 def kill_once(folder, delay):
     """Build in another process and kill it after a while; return whether it was still building."""
-    command = [sys.executable, making.__file__, str(folder)]
+    command = [sys.executable, making.__file__, str(folder), making.LAYOUT]
     source = str(Path(sys.modules["whence"].__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -221,8 +271,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(reference, tmp_path, rng):
 
 
 @pytest.mark.slow
-def test_thirty_killed_runs_go_on_to_the_same_bytes(reference, tmp_path, rng):
-    assert check_kills(30, reference, tmp_path, rng) >= 10
+def test_many_killed_runs_go_on_to_the_same_bytes(reference, layout, tmp_path, rng):
+    n_kills = 30 if layout == "dense" else 10
+    assert check_kills(n_kills, reference, tmp_path, rng) >= n_kills // 3
 
 
 # ---- two at once --------------------------------------------------------------------------------
@@ -317,7 +368,8 @@ def flip(file):
     ("harm", "part"), [(truncate, "bytes instead of"), (flip, "CRC-32"), (Path.unlink, "missing")]
 )
 @pytest.mark.parametrize("name", ["features-00004.npy", "fingerprint-00019.npy"])
-def test_a_damaged_shard_is_found_and_made_again(harm, part, name, folder):
+def test_a_damaged_shard_is_found_and_made_again(harm, part, name, layout, folder):
+    name = name.replace("features", FEATURES[layout])
     before = contents(folder)
     harm(folder / name)
     refused(lambda: StoredIndex(folder), name, part, "index_path")
@@ -328,11 +380,12 @@ def test_a_damaged_shard_is_found_and_made_again(harm, part, name, folder):
     assert contents(folder) == before
 
 
-def test_lengths_are_compared_even_unverified(folder):
-    flip(folder / "features-00004.npy")
+def test_lengths_are_compared_even_unverified(layout, folder):
+    name = f"{FEATURES[layout]}-00004.npy"
+    flip(folder / name)
     assert StoredIndex(folder, verify=False).n_samples == N
-    truncate(folder / "features-00004.npy")
-    refused(lambda: StoredIndex(folder, verify=False), "features-00004.npy")
+    truncate(folder / name)
+    refused(lambda: StoredIndex(folder, verify=False), name)
 
 
 def test_a_missing_manifest_is_made_again_from_the_shards(folder):
@@ -391,14 +444,15 @@ def test_a_full_disk_keeps_what_is_complete(disk, reference):
     assert contents(folder) == contents(reference)
 
 
-def test_a_folder_that_cannot_be_written_to(disk):
+def test_a_folder_that_cannot_be_written_to(layout, disk):
     disk.grow()
     folder = disk.folder / "index"
     build(folder)
-    flip(folder / "features-00004.npy")
+    name = f"{FEATURES[layout]}-00004.npy"
+    flip(folder / name)
     disk.make_read_only()
     refused(lambda: build(folder), "can be written to", "Change its permissions")
-    refused(lambda: StoredIndex(folder), "features-00004.npy")
+    refused(lambda: StoredIndex(folder), name)
 
 
 def test_a_complete_index_is_read_from_a_read_only_folder(disk):

@@ -363,16 +363,40 @@ def test_sparse_features_give_what_dense_ones_do(case, monkeypatch):
         assert_close(ours, theirs, FLOAT64)
 
 
-def test_leaves_on_disk_in_half_precision_and_without_the_model(tmp_path):
-    model, data = trained("xgboost, two classes")
+@pytest.mark.parametrize("case", ["xgboost, two classes", "xgboost, three classes"])
+@pytest.mark.parametrize("feature_dtype", [None, "float16"])
+def test_leaves_on_disk_are_sparse_and_explain_as_in_memory(case, feature_dtype, tmp_path):
+    model, data = trained(case)
     queries = data[0][:5], data[1][:5]
-    plain = method(model, data).explain(queries, 3)
     wrapped, factory = whence.InfluenceModel(model), whence.WoodburyIHVPFactory(1e-3)
-    for options in ({"index_path": tmp_path / "leaves"}, {"feature_dtype": "float16"}):
-        again = whence.RepresenterPointLJE(wrapped, data, factory, **options).explain(queries, 3)
-        assert_close(again.values, plain.values, 1e-6)  # ones and zeros in float16, the rest in float32
-        assert np.array_equal(again.ids, plain.ids)
-    assert whence.load_index(tmp_path / "leaves").index.n_samples == len(data[1])
+    plain = whence.RepresenterPointLJE(wrapped, data, factory)
+    here = plain.explain(queries, 3)
+    stored = whence.RepresenterPointLJE(
+        wrapped, data, factory, index_path=tmp_path / "leaves", feature_dtype=feature_dtype
+    )
+    tolerance = FLOAT64 if feature_dtype is None else 1e-5  # ones and zeros, but then in single precision
+    assert isinstance(stored.index.shards[0].features, SparseRows)
+    assert_close(stored.explain(queries, 3).values, here.values, tolerance)
+    ours, theirs = (lje.suspects(data, None).scores for lje in (stored, plain))
+    assert_close(ours, theirs, tolerance)
+    # elsewhere, without the model: by the indicators of the leaves
+    features = plain.index.shards[0].features.matrix[:5, :-1]  # the base score's 1 is added again
+    again = whence.load_index(tmp_path / "leaves")
+    for kind in (features, features.tocoo(), features.toarray()):
+        explanation = again.explain(kind, 3, outputs=here.outputs)
+        assert_close(explanation.values, here.values, tolerance)
+    assert np.array_equal(explanation.ids, here.ids) or feature_dtype == "float16"
+
+
+def test_a_folder_of_leaves_is_much_smaller_than_the_dense_array(tmp_path):
+    model, data = trained("xgboost, ten classes")
+    lje = whence.RepresenterPointLJE(
+        whence.InfluenceModel(model), data, whence.WoodburyIHVPFactory(1e-3), index_path=tmp_path / "leaves"
+    )
+    written = sum(file.stat().st_size for file in (tmp_path / "leaves").glob("features-*"))
+    entries = sum(shard.features.matrix.nnz for shard in lje.index.shards)
+    assert written <= 12.2 * entries
+    assert written < 8 * lje.index.n_samples * lje.index.n_features / 4
 
 
 # ------------------------------------------------------------------------ bad input

@@ -14,11 +14,12 @@ import numpy as np
 from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
 from whence._paths import as_path, explain_failures
+from whence._sparse import SparseRows
 from whence.index.base import Index, check_ids
 from whence.index.files import Lock, open_array, write_array, write_json
+from whence.index.layout import arrays_of
 from whence.index.shard import Shard, check_feature_dtype, narrow, shard_rows
 from whence.index.store import (
-    ARRAYS,
     BEGUN,
     FORMAT,
     FORMAT_VERSION,
@@ -135,7 +136,8 @@ class Writer(Index):
 
     def append(self, phi: Array, target: Array, weight: Array | None, fingerprint: Any) -> None:
         """Add a batch of samples; those that are stored already are compared with what is there."""
-        features = as_numpy(narrow(phi, self._feature_dtype))
+        features = narrow(phi, self._feature_dtype)
+        features = features if isinstance(features, SparseRows) else as_numpy(features)
         if self._plan is None:
             self._write_plan(phi, features)
         assert self._plan is not None
@@ -190,14 +192,14 @@ class Writer(Index):
 
     # ------------------------------------------------------------------- writing
 
-    def _write_plan(self, phi: Array, features: np.ndarray) -> None:
+    def _write_plan(self, phi: Array, features: Array) -> None:
         self._shard_rows = shard_rows(phi)
         self._plan = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "library_version": importlib.import_module("whence").__version__,
             "identity": self.identity,
-            "feature_dtype": features.dtype.name,
+            "feature_dtype": self._feature_dtype or features.dtype.name,
             "n_features": int(features.shape[-1]),
             "shard_rows": self._shard_rows,
         }
@@ -205,13 +207,12 @@ class Writer(Index):
 
     def _write_shard(self, number: int) -> None:
         shard = self._buffer.take(self._buffer.n_rows)
-        arrays = {name: getattr(shard, name) for name in ARRAYS}
+        assert self._plan is not None
         files = {
             name: write_array(self.folder / f"{name}-{number:05d}.npy", array)
-            for name, array in arrays.items()
-            if array is not None
+            for name, array in arrays_of(shard, self._plan["feature_dtype"]).items()
         }
-        record = {"n_samples": shard.n_samples, "files": files}
+        record = {"n_samples": shard.n_samples, "n_features": self._plan["n_features"], "files": files}
         write_json(self.folder / f"shard-{number:05d}.json", record)
         self._records[number] = record
 
@@ -257,10 +258,10 @@ class Writer(Index):
                 return f"the same samples in another order, from sample {row} on"
         return f"other samples, from sample {row} on"
 
-    def _compare_features(self, features: np.ndarray, number: int, place: slice) -> None:
+    def _compare_features(self, features: Array, number: int, place: slice) -> None:
         """Raise if the model before the layer is not the one that the stored features are of."""
         stored = map_shard(self.folder, self._records[number]).features[place]
-        there, here = stored.astype(np.float64), features.astype(np.float64)
+        there, here = (as_numpy(part).astype(np.float64) for part in (stored, features))
         if there.shape[1:] != here.shape[1:]:
             n_positions = min(there.shape[1], here.shape[1])  # padded to the longest of the shard
             there, here = there[:, :n_positions], here[:, :n_positions]

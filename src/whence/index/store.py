@@ -5,7 +5,7 @@
     manifest.json            what the whole is; written last, so that its presence says "complete"
     begun.json               what is being built; written first
     shard-00000.json         the files of a shard, with their checksums; written after them
-    features-00000.npy       and target-, weight-, fingerprint-
+    features-00000.npy       and target-, weight-, fingerprint-; sparse features are three (see ``layout``)
     ids.npy                  if the user named the samples
     method-<digest>/         the coefficients and the state of each method
     lock
@@ -32,6 +32,7 @@ from whence.index.files import (
     check_size,
     open_array,
 )
+from whence.index.layout import shard_of
 from whence.index.methods import Method, StoredMethod, write_method
 from whence.index.shard import Shard
 from whence.linear_layer import Block
@@ -43,9 +44,6 @@ FORMAT_VERSION = 1
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
-
-#: The arrays of a shard.
-ARRAYS = ("features", "target", "weight", "fingerprint")
 
 
 def holds_index(path: str | Path) -> bool:
@@ -113,8 +111,7 @@ class _Shards(Sequence[Shard]):
 
 def map_shard(folder: Path, record: dict[str, Any]) -> Shard:
     """Return a shard, memory-mapped."""
-    files = record["files"]
-    return Shard(*(open_array(folder / files[a]["file"]) if a in files else None for a in ARRAYS))  # type: ignore[arg-type]
+    return shard_of(lambda file: open_array(folder / file), record)
 
 
 class StoredIndex(Index):

@@ -8,9 +8,11 @@ import json
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
+from whence._sparse import SparseRows
 from whence.data import Dataset
 from whence.index import Index, StoredIndex
 from whence.index.files import plain
@@ -116,7 +118,7 @@ class StoredModel(InfluenceModel):
     def open(self, dataset: Any, argument: str = "dataset") -> Dataset:
         """Return a dataset as batches of features: one array is cut into batches first."""
         if isinstance(dataset, np.ndarray) or (hasattr(dataset, "shape") and hasattr(dataset, "dtype")):
-            array = as_numpy(dataset)
+            array = dataset.tocsr() if scipy.sparse.issparse(dataset) else as_numpy(dataset)
             if array.ndim < 2 or not array.shape[0]:
                 raise WhenceError(
                     argument,
@@ -124,7 +126,8 @@ class StoredModel(InfluenceModel):
                     f"shape {array.shape}",
                     "Give one row of features for each sample: the input of the target layer.",
                 )
-            dataset = [array[start : start + BATCH_ROWS] for start in range(0, len(array), BATCH_ROWS)]
+            starts = range(0, array.shape[0], BATCH_ROWS)
+            dataset = [array[start : start + BATCH_ROWS] for start in starts]
         return super().open(dataset, argument)
 
 
@@ -147,6 +150,8 @@ class _StoredLayer(Adapter):
         return LossSpec(self._loss, "identity", self._loss.name)
 
     def features(self, inputs: Any) -> Array:
+        if scipy.sparse.issparse(inputs):
+            return SparseRows(scipy.sparse.csr_array(inputs, dtype=np.float64))
         array = as_numpy(inputs)
         return array if array.dtype.kind == "f" else array.astype(np.float32)
 

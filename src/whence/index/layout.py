@@ -1,0 +1,82 @@
+"""How the arrays of a shard lie in files: one each, or three for sparse features, in compressed rows.
+
+::
+
+    features-00000.npy                                dense
+    features-data-00000.npy, -indices-, -indptr-      sparse: SciPy's three arrays, columns ascending
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from whence._arrays import as_numpy
+from whence._sparse import SparseRows
+from whence.index.shard import Shard
+
+__all__ = ["arrays_of", "shard_of"]
+
+#: The arrays of a shard.
+ARRAYS = ("features", "target", "weight", "fingerprint")
+#: What sparse features consist of.
+PARTS = ("data", "indices", "indptr")
+
+
+def arrays_of(shard: Shard, feature_dtype: str) -> dict[str, np.ndarray]:
+    """Return what is written of a shard, by the names of the files.
+
+    Parameters
+    ----------
+    shard : Shard
+    feature_dtype : str
+        What entries of sparse features are written as: in memory they are never in half precision.
+
+    Examples
+    --------
+    >>> rows = SparseRows(scipy.sparse.csr_array([[0.0, 2.0], [3.0, 0.0]]))
+    >>> arrays = arrays_of(Shard(rows, np.zeros(2), None, np.zeros(2, dtype=np.uint64)), "float16")
+    >>> [arrays[f"features-{part}"].tolist() for part in PARTS]
+    [[2.0, 3.0], [1, 0], [0, 1, 2]]
+    >>> arrays["features-data"].dtype
+    dtype('float16')
+    """
+    arrays = {name: getattr(shard, name) for name in ARRAYS}
+    if isinstance(shard.features, SparseRows):
+        arrays.pop("features")
+        arrays = _parts(shard.features.matrix, feature_dtype) | arrays
+    return {name: as_numpy(array) for name, array in arrays.items() if array is not None}
+
+
+def _parts(matrix: Any, dtype: str) -> dict[str, np.ndarray]:
+    if not matrix.has_canonical_format:  # one form for equal rows, and nothing left to sort in a map
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    # Their own integers depend on how many entries there were before the rows were cut: these do not. A
+    # shard's entries are no more than its bytes, or those of one row.
+    width = np.int32 if matrix.shape[1] <= np.iinfo(np.int32).max else np.int64
+    kinds = {"data": dtype, "indices": width, "indptr": width}
+    return {f"features-{part}": getattr(matrix, part).astype(kinds[part], copy=False) for part in PARTS}
+
+
+def shard_of(open_file: Callable[[str], np.ndarray], record: Mapping[str, Any]) -> Shard:
+    """Return a shard by its record; ``open_file(name)`` opens each file."""
+    files = record["files"]
+    arrays: dict[str, Any] = {
+        name: open_file(files[name]["file"]) if name in files else None for name in ARRAYS
+    }
+    if arrays["features"] is None:
+        parts = {part: open_file(files[f"features-{part}"]["file"]) for part in PARTS}
+        arrays["features"] = _sparse(**parts, n_features=record["n_features"])
+    return Shard(**arrays)
+
+
+def _sparse(*, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_features: int) -> SparseRows:
+    if data.dtype == np.float16:  # for storing only: SciPy has no half precision
+        data = data.astype(np.float32)
+    matrix = scipy.sparse.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_features))
+    matrix.has_canonical_format = True  # as written; nothing is sorted in place, the files are read-only
+    return SparseRows(matrix)
