@@ -7,6 +7,8 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+pytest.register_assert_rewrite("conformance")  # tests that other files subclass
+
 #: Set where every optional package is installed, so that nothing is skipped without being noticed.
 REQUIRE_ALL = os.environ.get("WHENCE_REQUIRE_ALL") == "1"
 

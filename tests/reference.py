@@ -5,7 +5,7 @@ second-order quantities are dense ``(C*d, C*d)`` matrices built by ``np.kron``, 
 Weights ``(d, C)`` are laid out output by output: ``theta.T.ravel()``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -103,7 +103,7 @@ class Dense:
 
     def at(self, theta):
         """The same layer with other weights."""
-        return Dense(theta, self.phi, self.target, self.loss, self.weight, self.lam)
+        return replace(self, theta=theta)
 
     def without(self, i):
         """The same layer, trained on one sample fewer."""
