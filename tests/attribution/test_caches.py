@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from whence.index import StoredIndex, shard
 
 pytest.importorskip("sklearn")
 from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
 
 N, T, D, C = 90, 7, 4, 3
 RNG = np.random.default_rng(8)
@@ -271,6 +273,44 @@ def test_one_of_several_methods_is_asked_for_by_name(tmp_path):
     name = next(part.split(":")[0] for part in text.split("; ") if part.endswith("damping 0.001"))
     found = whence.load_index(tmp_path / "index", method=name, progress=False).explain(X_NEW)
     assert np.array_equal(found.values, one.explain([X_NEW]).values)
+
+
+def perceptron(seed):
+    """A model whose features are not its inputs."""
+    net = MLPClassifier((6,), solver="lbfgs", max_iter=30, random_state=seed)
+    with warnings.catch_warnings(action="ignore"):  # it need not converge
+        return whence.InfluenceModel(net.fit(X, Y))
+
+
+def test_with_the_model_a_loaded_index_explains_its_inputs(tmp_path):
+    model = perceptron(0)
+    expected = made(model=model, index_path=tmp_path / "index").explain(TESTED, k=4)
+    loaded = whence.load_index(tmp_path / "index", influence_model=model, progress=False)
+    found = loaded.explain(TESTED, k=4)
+    assert np.array_equal(found.values, expected.values)
+    assert np.array_equal(found.ids, expected.ids)
+    assert np.array_equal(found.labels, expected.labels)
+    with pytest.raises(WhenceError, match="shape"):
+        whence.load_index(tmp_path / "index", progress=False).explain(X_NEW)  # those are no features
+
+
+def test_a_loaded_index_refuses_another_model(tmp_path):
+    made(model=perceptron(0), index_path=tmp_path / "index")
+    with pytest.raises(WhenceError, match="model_weights"):
+        whence.load_index(tmp_path / "index", influence_model=perceptron(1))
+    with pytest.raises(WhenceError, match="target layer"):
+        whence.load_index(tmp_path / "index", influence_model=wrapped())
+    with pytest.raises(WhenceError, match="Wrap the model"):
+        whence.load_index(tmp_path / "index", influence_model=perceptron(0).model)
+
+
+def test_all_that_is_stored_is_suspected_by_default(tmp_path):
+    method = made(index_path=tmp_path / "index", ids=[f"row {i}" for i in range(N)])
+    expected = method.suspects(TRAIN, k=None)
+    loaded = whence.load_index(tmp_path / "index", progress=False)
+    for found in (method.suspects(k=None), loaded.suspects(k=None)):
+        assert np.array_equal(found.ids, expected.ids)
+        assert np.array_equal(found.scores, expected.scores)
 
 
 class OwnFactory(whence.ExactIHVPFactory):

@@ -94,7 +94,7 @@ class Answers(Scorer):
 
     def suspects(
         self,
-        train_set: Any,
+        train_set: Any = None,
         k: int | None = 50,
         *,
         score: str = "leave_one_out",
@@ -104,8 +104,8 @@ class Answers(Scorer):
 
         Parameters
         ----------
-        train_set : dataset
-            The training set, or a part of it.
+        train_set : dataset, optional
+            The training set, or a part of it; all that is stored of it by default.
         k : int or None, default=50
             How many to list; ``None`` ranks all.
         score : {"leave_one_out", "self_influence", "loss"}, default="leave_one_out"
@@ -123,7 +123,9 @@ class Answers(Scorer):
             raise WhenceError("score", f"one of {', '.join(SCORES)}", repr(score), "Choose one.")
         wanted = None if k is None else check_k(k)
         show = self.progress if progress is None else progress
-        rows, _ = self._training_set.match(self.influence_model.open(train_set, "train_set"))
+        rows = np.arange(self.index.n_samples)
+        if train_set is not None:
+            rows, _ = self._training_set.match(self.influence_model.open(train_set, "train_set"))
         k = rows.size if wanted is None else at_most(wanted, rows.size)
         every = self._suspicion(score, show)
         order = np.argsort(-every[rows], kind="stable")[:k]

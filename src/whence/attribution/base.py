@@ -26,7 +26,7 @@ from whence.models.base import InfluenceModel, Observation
 from whence.progress import track
 from whence.search import Queries, Vector
 
-__all__ = ["Scorer", "Vectors", "at_most", "check_k"]
+__all__ = ["Scorer", "Vectors", "at_most", "check_k", "check_model"]
 
 
 class Scorer(ABC):
@@ -49,13 +49,7 @@ class Scorer(ABC):
         index_path: str | Path | None = None,
         feature_dtype: Any = None,
     ) -> None:
-        if not isinstance(influence_model, InfluenceModel):
-            raise WhenceError(
-                "influence_model",
-                "a whence.InfluenceModel",
-                f"a {type(influence_model).__name__}",
-                "Wrap the model: InfluenceModel(model).",
-            )
+        check_model(influence_model)
         if label not in ("predicted", "given"):
             raise WhenceError("label", "'predicted' or 'given'", repr(label), "Choose one.")
         follows = isinstance(target_layer, int) and target_layer == -1
@@ -163,6 +157,11 @@ class Scorer(ABC):
         """Return what is asked about samples: the outputs in question, times the weights."""
         return Question(seen.phi, outputs, weight)
 
+    def _take_model(self, influence_model: InfluenceModel) -> None:
+        """Read samples with another model of the same layer from here on."""
+        self.influence_model = influence_model
+        self._model_fingerprint = influence_model.fingerprint()
+
     def _observe(self, batch: Batch) -> Observation:
         """Return what the layer sees of samples to explain: how much they count plays no part.
 
@@ -245,6 +244,18 @@ class Scorer(ABC):
             values = np.concatenate(parts)
             self._self_influence_values = values.astype(as_numpy(self.index.shards[0].phi).dtype)
         return self._self_influence_values
+
+
+def check_model(influence_model: Any) -> InfluenceModel:
+    """Return ``influence_model``, or raise if it is not a wrapped model."""
+    if isinstance(influence_model, InfluenceModel):
+        return influence_model
+    raise WhenceError(
+        "influence_model",
+        "a whence.InfluenceModel",
+        f"a {type(influence_model).__name__}",
+        "Wrap the model: InfluenceModel(model).",
+    )
 
 
 def check_k(k: Any) -> int:

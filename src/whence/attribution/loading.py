@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
+from whence.attribution.base import check_model
 from whence.attribution.contract import Attribution
 from whence.attribution.lje import RepresenterPointLJE
 from whence.attribution.solver import check_factory
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.index import StoredIndex, StoredMethod, stored_methods
 from whence.index.store import refuse_damage
+from whence.models.base import InfluenceModel
 from whence.models.stored import StoredModel, made_from
 
 __all__ = ["load_index"]
@@ -28,10 +30,11 @@ def load_index(
     *,
     method: str | None = None,
     ihvp_calculator_factory: InverseHessianVectorProductFactory | None = None,
+    influence_model: InfluenceModel | None = None,
     verify: bool = True,
     progress: bool | None = None,
 ) -> Attribution:
-    """Open a stored index, to explain samples by their features alone.
+    """Open a stored index, without the training set that it is of.
 
     Parameters
     ----------
@@ -41,6 +44,9 @@ def load_index(
         Which method, by the name of its folder, where the index holds several.
     ihvp_calculator_factory : InverseHessianVectorProductFactory, optional
         The solver that the method was made with, if that is one of your own: it is built again.
+    influence_model : InfluenceModel, optional
+        The model that the index was made with, if samples are to be given as its inputs. Without it,
+        features are explained. It is compared as far as the index knows it: layer, weights and loss.
     verify : bool, default=True
         Whether to compare every file with its checksum first; lengths are compared in any case.
     progress : bool, optional
@@ -49,14 +55,15 @@ def load_index(
     Returns
     -------
     RepresenterPointLJE
-        As it was, with the features of samples in place of the model's inputs: an array ``(n, d)``
-        without the bias's constant, or batches of such. ``explain``, ``influences`` and
-        ``compute_influence_values`` and all others work as before.
+        As it was. Without ``influence_model``, the features of samples stand in place of the model's
+        inputs: an array ``(n, d)`` without the bias's constant, or batches of such. ``explain``,
+        ``suspects()``, ``influences`` and all others work as before.
 
     Raises
     ------
     WhenceError
-        If there is no index, it is damaged, or it cannot be used without the model.
+        If there is no index, it is damaged, it is of another model, or its loss has no closed form, so
+        that the method has to be made again with ``index_path=``.
 
     Examples
     --------
@@ -95,6 +102,8 @@ def load_index(
     made: Attribution = METHODS[settings["class"]](
         model, index, factory, progress=progress, **settings["arguments"]
     )
+    if influence_model is not None:
+        made._take_model(check_model(influence_model).at_index(index))
     return made
 
 

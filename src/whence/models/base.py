@@ -15,7 +15,7 @@ from whence._arrays import Array, as_numpy, astype, check_finite, like, namespac
 from whence._errors import WhenceError
 from whence._tables import row_names
 from whence.data import Batch, Dataset, fingerprints, leaves, open_dataset
-from whence.index import Index, Writer
+from whence.index import Index, StoredIndex, Writer
 from whence.linear_layer import Block, LinearLayer
 from whence.losses import Loss
 from whence.models.adapter import ADAPTERS, Adapter, LossSpec, Weights, adapter_for
@@ -105,6 +105,19 @@ class InfluenceModel:
         other = InfluenceModel.__new__(InfluenceModel)
         other.model = self.model
         other._open(self._adapter.with_layer(target_layer))
+        return other
+
+    def at_index(self, index: StoredIndex) -> InfluenceModel:
+        """Return the same model at the layer that a stored training set is of.
+
+        Raises
+        ------
+        WhenceError
+            If there is no such layer, or it has other weights or another loss.
+        """
+        other = self.at_layer(index.identity["layer"])
+        other._n_samples = index.n_samples
+        index.check(other.identity())
         return other
 
     def _open(self, adapter: Adapter) -> None:
