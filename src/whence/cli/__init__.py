@@ -1,0 +1,101 @@
+"""The command ``whence``: thin over the library, so that everything it does can be done from Python."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+from whence._arrays import import_extra
+from whence._errors import MissingExtraError, WhenceError
+
+__all__ = ["main"]
+
+#: Exit codes. A wrong command line is 2, as of every program that parses its arguments.
+FAILED, UNEXPECTED, STOPPED = 1, 3, 130
+
+#: What an error calls an argument of the library -> the option that sets it.
+OPTIONS = {
+    "classes": "--classes",
+    "damping": "--damping",
+    "feature_dtype": "--feature-dtype",
+    "ids": "--id",
+    "k": "--k",
+    "loss_function": "--loss",
+    "method": "--method",
+    "n_samples_for_hessian": "--hessian-samples",
+    "outputs": "--output",
+    "reg_lambda": "--reg-lambda",
+    "target layer": "--layer",
+    "weight_decay": "--weight-decay",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Those of the process by default.
+
+    Returns
+    -------
+    int
+        0: done. 1: there is no answer, and the line on stderr says why. 2: a wrong command line.
+        3: an error that should not be. 130: stopped by Ctrl-C.
+    """
+    settings = {"debug": False}
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            import_extra("typer", "cli")
+            import_extra("rich", "cli")
+            from whence.cli.app import application
+
+            application(settings)(args=arguments, prog_name="whence")
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else FAILED
+        except KeyboardInterrupt as stopped:
+            return _fail(str(stopped) or "Stopped.", STOPPED, prefix="")
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+        except Exception as error:
+            if settings["debug"]:
+                raise
+            return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    """Say on one line what went wrong, and return the exit code."""
+    if isinstance(error, WhenceError):
+        return _fail(_in_options(error), FAILED)
+    if isinstance(error, MissingExtraError):
+        return _fail(str(error), FAILED)
+    reason = f"{type(error).__name__}: {_one_line(error)}".rstrip(": ")
+    if isinstance(error, OSError | MemoryError):
+        return _fail(reason, FAILED)
+    return _fail(f"an error that should not be, {reason}. Run it with --debug to see where.", UNEXPECTED)
+
+
+def _in_options(error: WhenceError) -> str:
+    """Return an error with the option in place of the library's argument."""
+    option = OPTIONS.get(error.argument)
+    text = _one_line(error)
+    return text if option is None else f"{option}{text.removeprefix(error.argument)}"
+
+
+def _fail(message: str, code: int, prefix: str = "whence: ") -> int:
+    print(f"{prefix}{message}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    print(f"whence: note: {_one_line(message)}", file=sys.stderr)
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())

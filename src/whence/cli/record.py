@@ -1,0 +1,97 @@
+"""What ``whence index`` leaves in a folder, so that nobody has to say it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whence._errors import WhenceError
+from whence.cli.data import Reading
+from whence.cli.forms import Form
+from whence.cli.models import ModelSpec
+from whence.index.files import write_json
+
+__all__ = ["Record", "read_record", "write_record"]
+
+RECORD = "command.json"
+FORMAT, FORMAT_VERSION = "whence command", 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """How an index was made.
+
+    Attributes
+    ----------
+    model : ModelSpec
+    digest : str
+        Of the model's weights.
+    data : str
+        The path of the training set.
+    reading : Reading
+    form : Form
+    batch_size : int
+    solver : dict
+        What it takes to make the method again; see ``whence.cli.indexing``.
+    method : str
+        The folder of the method that was made last.
+    """
+
+    model: ModelSpec
+    digest: str
+    data: str
+    reading: Reading
+    form: Form
+    batch_size: int
+    solver: dict[str, Any]
+    method: str | None
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write down how the index in a folder was made."""
+    from whence import __version__
+
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "library_version": __version__,
+        "model": record.model.as_json(),
+        "digest": record.digest,
+        "data": record.data,
+        "reading": record.reading.as_json(),
+        "form": record.form.as_json(),
+        "batch_size": record.batch_size,
+        "solver": record.solver,
+        "method": record.method,
+    }
+    write_json(folder / RECORD, content)
+
+
+def read_record(folder: Path) -> Record | None:
+    """Return how an index was made; None if that was not by the command line."""
+    file = folder / RECORD
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if (content["format"], content["format_version"]) != (FORMAT, FORMAT_VERSION):
+            raise ValueError(f"format {content['format']!r} {content['format_version']!r}")
+        return Record(
+            ModelSpec.from_json(content["model"]),
+            content["digest"],
+            content["data"],
+            Reading.from_json(content["reading"]),
+            Form(**content["form"]),
+            content["batch_size"],
+            content["solver"],
+            content["method"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise WhenceError(
+            f"DIR {str(folder)!r}",
+            f"a {RECORD} that this version of whence wrote",
+            f"another one ({type(error).__name__}: {error})",
+            "Run whence index again with the same arguments: only what is missing is computed.",
+        ) from error

@@ -1,0 +1,269 @@
+"""Rows of tables and arrays as they lie in files: ``.npz``, ``.csv`` and ``.parquet``."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from whence._arrays import import_extra
+from whence._errors import WhenceError
+from whence.cli.images import Frame
+
+__all__ = ["LABEL_NAMES", "SUFFIXES", "Arrays", "Reading", "Table", "read_table"]
+
+SUFFIXES = (".npz", ".csv", ".parquet")
+
+#: Where labels are looked for when nobody says where they are.
+LABEL_NAMES = ("label", "labels", "y", "target", "class")
+#: Where the inputs are looked for in an ``.npz`` of more arrays.
+INPUT_NAMES = ("x", "X")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where in a file everything stands; ``None`` for what nobody said.
+
+    Attributes
+    ----------
+    label, id, weight : str or None
+        Columns of a table, or arrays of an ``.npz``.
+    inputs : list of str or None
+        Columns or arrays that the model is given.
+    frame : Frame
+        What images are brought to.
+    """
+
+    label: str | None = None
+    id: str | None = None
+    weight: str | None = None
+    inputs: list[str] | None = None
+    frame: Frame = field(default_factory=Frame)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Reading:
+        """Return what :meth:`as_json` gave."""
+        return cls(**content | {"frame": Frame(**content["frame"])})
+
+
+class Table:
+    """Columns of a table that a model is given."""
+
+    are_images = False
+
+    def __init__(self, frame: Any) -> None:
+        self.frame = frame
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def take(self, rows: Any) -> Any:
+        """Return rows as a frame."""
+        return self.frame.iloc[rows]
+
+    def shown(self, row: int) -> Any:
+        """Return what a person sees of a sample: its values by their names."""
+        return {str(name): value for name, value in self.frame.iloc[row].to_dict().items()}
+
+
+class Arrays:
+    """One array of inputs, or several by their names."""
+
+    are_images = False
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def take(self, rows: Any) -> Any:
+        """Return rows of the array, or a dict of rows of each."""
+        if len(self.arrays) == 1:
+            return next(iter(self.arrays.values()))[rows]
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+    def shown(self, row: int) -> Any:
+        """Return what a person sees of a sample."""
+        return self.take(row)
+
+
+class Rows(NamedTuple):
+    """What a file holds, in the order of the attributes of :class:`~whence.cli.data.Samples`."""
+
+    source: Table | Arrays
+    reading: Reading
+    labels: np.ndarray | None
+    weight: np.ndarray | None
+    ids: np.ndarray | None
+
+
+def read_table(
+    path: Path, reading: Reading, columns: list[str] | None, argument: str, remembered: frozenset[str]
+) -> Rows:
+    """Return the samples in a file.
+
+    Parameters
+    ----------
+    path : Path
+    reading : Reading
+    columns : list of str or None
+        Those that the model was fitted on, which are taken where nobody says which.
+    argument : str
+        What messages call the path.
+    remembered : set of str
+        Attributes of ``reading`` that are left out where they are not there.
+    """
+    where = f"{argument} {str(path)!r}"
+    if path.suffix.lower() == ".npz":
+        return _read_npz(path, reading, where, remembered)
+    return _read_frame(path, reading, columns, where, remembered)
+
+
+def _pick(given: str | None, there: Sequence[str], option: str, path: Path) -> str | None:
+    """Return the name that was given, checked against what is there."""
+    if given is None or given in there:
+        return given
+    raise WhenceError(
+        option,
+        f"one of {', '.join(there[:20])}, which {path.name} holds",
+        repr(given),
+        "Check its spelling.",
+    )
+
+
+def _places(reading: Reading, there: list[str], path: Path, remembered: frozenset[str]) -> Reading:
+    """Return where everything stands, checked; the label is looked for if nobody says where it is."""
+    for name in remembered:
+        if getattr(reading, name) not in there:
+            absent: dict[str, Any] = {name: None}
+            reading = replace(reading, **absent)
+    _pick(reading.label, there, "--label", path)
+    _pick(reading.id, there, "--id", path)
+    _pick(reading.weight, there, "--weight", path)
+    for name in reading.inputs or []:
+        _pick(name, there, "--inputs", path)
+    if reading.label is not None or "label" in remembered:
+        return reading
+    found = [name for name in LABEL_NAMES if name in there]
+    if len(found) > 1:
+        raise WhenceError(
+            "--label",
+            f"which of {', '.join(found)} in {path.name} holds the labels",
+            "nothing",
+            f"Say it, e.g. --label {found[0]}.",
+        )
+    return replace(reading, label=found[0] if found else None)
+
+
+# ------------------------------------------------------------------------------------------ .npz
+
+
+def _read_npz(path: Path, reading: Reading, where: str, remembered: frozenset[str]) -> Rows:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            there = list(content.files)
+            reading = _places(reading, there, path, remembered)
+            if reading.inputs is None:
+                reading = replace(reading, inputs=_input_arrays(reading, there, path))
+            names = [*(reading.inputs or []), reading.label, reading.weight, reading.id]
+            arrays = {name: content[name] for name in dict.fromkeys(names) if name is not None}
+    except WhenceError:
+        raise
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        fix = "Save it again with numpy.savez."
+        if "allow_pickle" in str(error):
+            fix = "It holds Python objects, which could run code: save plain arrays with numpy.savez."
+        got = f"a file that cannot be read ({error})"
+        raise WhenceError(where, "arrays of numpy.savez", got, fix) from error
+    lengths = {array.shape[:1] for array in arrays.values()}
+    if len(lengths) > 1 or () in lengths:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in sorted(arrays.items()))
+        raise WhenceError(
+            where, "arrays with one row for each sample", f"shapes {shapes}", "Save arrays of one length."
+        )
+    inputs = {name: arrays[name] for name in reading.inputs or []}
+    label, weight, ids = (
+        None if name is None else arrays[name] for name in (reading.label, reading.weight, reading.id)
+    )
+    return Rows(Arrays(inputs), reading, label, weight, ids)
+
+
+def _input_arrays(reading: Reading, there: list[str], path: Path) -> list[str]:
+    rest = [name for name in there if name not in (reading.label, reading.weight, reading.id)]
+    named = [name for name in INPUT_NAMES if name in rest]
+    if len(named) == 1 or len(rest) == 1:
+        return named if len(named) == 1 else rest
+    raise WhenceError(
+        "--inputs",
+        f"which of the arrays in {path.name} the model is given",
+        f"none of {', '.join(there)}" if there else "none, for it is empty",
+        "Name it, once for each: --inputs x",
+    )
+
+
+# ---------------------------------------------------------------------------------------- frames
+
+
+def _read_frame(
+    path: Path, reading: Reading, columns: list[str] | None, where: str, remembered: frozenset[str]
+) -> Rows:
+    frame, ids = _frame_in(path, where)
+    there = list(frame.columns)
+    reading = _places(reading, there, path, remembered)
+    inputs = reading.inputs
+    if inputs is None and columns is not None:
+        # LightGBM has an underscore for every blank.
+        known = {name.replace(" ", "_"): name for name in there} | {name: name for name in there}
+        missing = [name for name in columns if name not in known]
+        if missing:
+            raise WhenceError(
+                where,
+                f"the {len(columns)} columns that the model was fitted on",
+                f"a table without {', '.join(missing[:5])}",
+                "Add them, or name the columns to use with --inputs.",
+            )
+        inputs = [known[name] for name in columns]
+    if inputs is None:
+        inputs = [name for name in there if name not in (reading.label, reading.weight, reading.id)]
+    if not inputs:
+        raise WhenceError(where, "columns for the model", "none beside the labels", "Add them.")
+    label, weight, named = (
+        None if name is None else np.asarray(frame[name])
+        for name in (reading.label, reading.weight, reading.id)
+    )
+    found = replace(reading, inputs=inputs)
+    return Rows(Table(frame[inputs]), found, label, weight, ids if named is None else named)
+
+
+def _frame_in(path: Path, where: str) -> tuple[Any, np.ndarray | None]:
+    """Return a table with texts for column names, and the names of its rows if it holds some."""
+    pandas = import_extra("pandas", "cli")
+    kind = path.suffix.lower().lstrip(".")
+    if kind == "parquet":
+        import_extra("pyarrow", "cli")
+    try:
+        frame = pandas.read_csv(path) if kind == "csv" else pandas.read_parquet(path)
+    except Exception as error:  # pandas and pyarrow have an error of their own for each kind of damage
+        got = f"one that cannot be read ({type(error).__name__}: {error})"
+        raise WhenceError(where, f"a {kind} file", got, "Check the file, or save it again.") from error
+    has_names = kind == "parquet" and not isinstance(frame.index, pandas.RangeIndex)
+    frame.columns = [str(name) for name in frame.columns]
+    return frame, np.asarray(frame.index) if has_names else None
