@@ -1,22 +1,14 @@
-"""The command line: what a person types, sees and gets back as exit code."""
+"""The command itself: help, version, exit codes, errors on one line, and the demo."""
 
+import subprocess
 import sys
 
 import pytest
 
 import whence
-import whence.cli
 import whence.demo
 import whence.demo_report
 from whence.cli import main
-
-pytest.importorskip("typer")
-pytest.importorskip("rich")
-
-
-@pytest.fixture(autouse=True)
-def _keep_hook(monkeypatch):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer replaces it
 
 
 @pytest.fixture
@@ -40,12 +32,58 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"whence {whence.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])
-def test_help(arguments, capsys):
-    assert main(arguments) == 0
+COMMANDS = ["demo", "index", "explain", "suspects"]
+
+
+def test_help(capsys):
+    assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert "demo" in out
-    assert "Usage" in out
+    assert all(command in out for command in COMMANDS)
+    assert "Exit codes" in out
+
+
+def test_nothing_but_the_name_shows_the_help(capsys):
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert "Usage" in shown.out + shown.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_holds_an_example(command, capsys):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Example: whence {command} " in " ".join(out.split())
+
+
+@pytest.mark.parametrize("width", [40, 60])
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_fits_a_narrow_terminal(command, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["--help"] if command is None else [command, "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= width
+
+
+def test_help_loads_no_framework():
+    code = (
+        "import sys; from whence.cli import main; main(['--help']); "
+        "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert {"typer", "whence"} <= loaded
+    heavy = {
+        "jax",
+        "joblib",
+        "keras",
+        "lightgbm",
+        "pandas",
+        "PIL",
+        "sklearn",
+        "tensorflow",
+        "torch",
+        "xgboost",
+    }
+    assert not loaded & heavy
 
 
 def test_wrong_option(capsys):
@@ -69,8 +107,8 @@ def test_demo_prints_a_table(monkeypatch, capsys, result, tmp_path):
     monkeypatch.setattr(whence.demo, "run", run)
     assert main(["demo", "-o", str(tmp_path / "page.html"), "--seed", "3"]) == 0
     shown = capsys.readouterr()
-    assert shown.err == ""
-    for expected in ("Loading Keras", "48 (48%)", "92 (92%)", "of 100 among 1,000", "98.0%", "0.25"):
+    assert shown.err == "Loading Keras …\n"
+    for expected in ("48 (48%)", "92 (92%)", "of 100 among 1,000", "98.0%", "0.25"):
         assert expected in shown.out, expected
     assert str(tmp_path / "page.html") in shown.out
     assert asked["output"] == tmp_path / "page.html"
@@ -89,7 +127,7 @@ def test_quiet(monkeypatch, capsys, result):
     monkeypatch.setattr(whence.demo, "run", run)
     assert main(["demo", "-q"]) == 0
     assert asked["progress"] is False
-    assert "Loading Keras" not in capsys.readouterr().out
+    assert capsys.readouterr().err == ""
 
 
 def test_errors_take_one_line(capsys, tmp_path):
@@ -103,6 +141,44 @@ def test_errors_take_one_line(capsys, tmp_path):
 def test_debug_shows_where(tmp_path):
     with pytest.raises(whence.WhenceError, match="folder that exists"):
         main(["--debug", "demo", "--output", str(tmp_path / "missing" / "page.html")])
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "demo"], ["demo", "--debug"]])
+def test_debug_stands_anywhere(arguments, monkeypatch):
+    def run(output, **keywords):
+        raise KeyError("digits")
+
+    monkeypatch.setattr(whence.demo, "run", run)
+    with pytest.raises(KeyError, match="digits"):
+        main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            KeyError("digits"),
+            3,
+            "whence: an error that should not be, KeyError: 'digits'. Run it with --debug",
+        ),
+        (PermissionError(13, "Permission denied", "a.html"), 1, "whence: PermissionError: [Errno 13]"),
+        (MemoryError(), 1, "whence: MemoryError\n"),
+        (
+            whence.WhenceError("damping", "two\nlines", "one", ""),
+            1,
+            "whence: --damping: expected two lines",
+        ),
+    ],
+)
+def test_other_errors_take_one_line_too(error, code, line, monkeypatch, capsys):
+    def run(output, **keywords):
+        raise error
+
+    monkeypatch.setattr(whence.demo, "run", run)
+    assert main(["demo"]) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith(line)
+    assert shown.count("\n") == 1
 
 
 def test_stopped(monkeypatch, capsys):

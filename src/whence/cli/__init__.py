@@ -9,6 +9,7 @@ from typing import Any
 
 from whence._arrays import import_extra
 from whence._errors import MissingExtraError, WhenceError
+from whence.cli.notes import note, one_line
 
 __all__ = ["main"]
 
@@ -75,7 +76,7 @@ def _report(error: Exception) -> int:
         return _fail(_in_options(error), FAILED)
     if isinstance(error, MissingExtraError):
         return _fail(str(error), FAILED)
-    reason = f"{type(error).__name__}: {_one_line(error)}".rstrip(": ")
+    reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
     if isinstance(error, OSError | MemoryError):
         return _fail(reason, FAILED)
     return _fail(f"an error that should not be, {reason}. Run it with --debug to see where.", UNEXPECTED)
@@ -84,7 +85,7 @@ def _report(error: Exception) -> int:
 def _in_options(error: WhenceError) -> str:
     """Return an error with the option in place of the library's argument."""
     option = OPTIONS.get(error.argument)
-    text = _one_line(error)
+    text = one_line(error)
     return text if option is None else f"{option}{text.removeprefix(error.argument)}"
 
 
@@ -94,8 +95,4 @@ def _fail(message: str, code: int, prefix: str = "whence: ") -> int:
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    print(f"whence: note: {_one_line(message)}", file=sys.stderr)
-
-
-def _one_line(text: Any) -> str:
-    return " ".join(str(text).split())
+    note(message)

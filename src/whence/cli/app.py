@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from whence._errors import WhenceError
+from whence.cli.notes import note
 from whence.cli.options import (
     DATA,
     METHOD,
@@ -257,10 +257,9 @@ def index(
         asked,
     )
     if indexed.agreement is not None and indexed.agreement < 0.5:
-        warnings.warn(
+        note(
             f"the model predicts only {indexed.agreement:.1%} of the labels. Are they its own, and the "
-            "classes in the order of its outputs? See --label and --classes.",
-            stacklevel=1,
+            "classes in the order of its outputs? See --label and --classes."
         )
     content = show.index_content(to, indexed, time.perf_counter() - start)
     (show.print_json if json else show.print_index)(content)

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
+from whence._paths import check_file
 from whence.attribution import load_index
 from whence.cli.data import Batches, Reading, Samples, check_path, read_samples
 from whence.cli.forms import Form
 from whence.cli.indexing import Asked, check_classes, made
 from whence.cli.models import ModelSpec, OpenedModel, code_of, is_factory, open_model
+from whence.cli.notes import note
 from whence.cli.record import Record, read_record
 from whence.data import Batch, fingerprints
-from whence.explanation import Explanation, Suspects
+from whence.explanation import Explanation
 from whence.index import StoredIndex
 from whence.index.store import holds_index
-from whence.report.page import check_file
+from whence.suspects import Suspects
 
 __all__ = ["Answer", "explain", "suspects"]
 
@@ -85,9 +87,8 @@ def explain(
     if file is not None:
         asked.say(f"Writing {file}")
         ids = np.concatenate([found.ids.ravel(), found.opponent_ids.ravel()])
-        shown = [samples.source.shown(row) for row in range(len(samples))]
-        pictures = _pictures(ids, answers, record, asked)
-        found.save_html(file, samples=shown, training_samples=pictures, class_names=names)
+        training = _training_samples(ids, answers, record)
+        found.save_html(file, **_shown(samples, training, ids, answers), class_names=names)
     return Answer(found, names, file)
 
 
@@ -230,26 +231,53 @@ def suspects(
     names = _class_names(classes or (record.form.classes if record else None), answers)
     if file is not None:
         asked.say(f"Writing {file}")
-        pictures = _pictures(found.ids, answers, record, asked)
+        training = _training_samples(found.ids, answers, record)
+        pictures = None if training is None else _pictures(training, found.ids, answers)
         found.save_html(file, training_samples=pictures, class_names=names)
     return Answer(found, names, file)
 
 
-def _pictures(ids: np.ndarray, answers: Any, record: Record | None, asked: Asked) -> dict[Any, Any] | None:
-    """Return what a person sees of some training samples, by id; None if the data is not what it was."""
+# ---------------------------------------------------------------------------------------- reports
+
+
+def _shown(samples: Samples, training: Samples | None, ids: np.ndarray, answers: Any) -> dict[str, Any]:
+    """Return what a report shows of samples and training samples, as the arguments of ``save_html``."""
+    if training is None:
+        return {"samples": [samples.source.shown(row) for row in range(len(samples))]}
+    rows, training_rows = samples.table(), training.table()
+    if rows is not None and training_rows is not None:  # shown side by side
+        return {"samples": rows, "training_samples": training_rows.set_axis(answers.index.ids, axis=0)}
+    return {
+        "samples": [samples.source.shown(row) for row in range(len(samples))],
+        "training_samples": _pictures(training, ids, answers),
+    }
+
+
+def _pictures(training: Samples, ids: np.ndarray, answers: Any) -> dict[Any, Any]:
+    """Return what a person sees of some training samples, by id."""
+    names = answers.index.ids.tolist()
+    return {names[row]: training.source.shown(row) for row in _rows_of(ids, answers).tolist()}
+
+
+def _rows_of(ids: np.ndarray, answers: Any) -> np.ndarray:
+    place = {name: row for row, name in enumerate(answers.index.ids.tolist())}
+    return np.unique(np.asarray([place[name] for name in ids.ravel().tolist()]))
+
+
+def _training_samples(ids: np.ndarray, answers: Any, record: Record | None) -> Samples | None:
+    """Return the training set, to show some samples of it; None if these are not what they were."""
     if record is None:
         return None
     try:
         samples = read_samples(Path(record.data), record.reading, record.form, "DATA", progress=False)
-        place = {name: row for row, name in enumerate(answers.index.ids.tolist())}
-        wanted = np.unique(np.asarray([place[name] for name in ids.ravel().tolist()]))
-        if len(samples) != answers.index.n_samples or not _are_stored(samples, wanted, answers, record):
-            raise WhenceError("DATA", "the training set of the index", f"others in {record.data}", "")
+        same = len(samples) == answers.index.n_samples
+        if not same or not _are_stored(samples, _rows_of(ids, answers), answers, record):
+            got = f"other samples in {record.data}"
+            raise WhenceError("DATA", "the training set of the index", got, "Say where it is with --data.")
     except WhenceError as error:
-        asked.say(f"The report goes without the training samples themselves: {error}")
+        note(f"the report goes without the training samples themselves: {error}")
         return None
-    names = answers.index.ids[wanted].tolist()
-    return {name: samples.source.shown(int(row)) for name, row in zip(names, wanted, strict=True)}
+    return samples
 
 
 def _are_stored(samples: Samples, rows: np.ndarray, answers: Any, record: Record) -> bool:

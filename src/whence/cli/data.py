@@ -49,6 +49,11 @@ class Samples:
         """The ids, or positions."""
         return np.arange(len(self)) if self.ids is None else self.ids
 
+    def table(self) -> Any:
+        """Return the samples as a frame named by their ids, or None if they are no rows of a table."""
+        frame = self.source.table()
+        return None if frame is None else frame.set_axis(self.names, axis=0)
+
     def batch(self, rows: Any, form: Form, where: str) -> tuple[Any, ...]:
         """Return some samples as the model takes them: ``(inputs, labels, weight)``, the last if given."""
         inputs = form.inputs(self.source.take(rows), self.source.are_images)
@@ -77,6 +82,10 @@ class _Selected:
 
     def shown(self, row: int) -> Any:
         return self._source.shown(int(self._rows[row]))
+
+    def table(self) -> Any:
+        whole = self._source.table()
+        return None if whole is None else whole.iloc[self._rows]
 
 
 class Batches(Sequence[Any]):

@@ -69,6 +69,9 @@ class Images:
         with self._pillow.open(self._paths[row]) as image:
             return np.asarray(image.convert("RGB" if image.mode != "L" else "L"))
 
+    def table(self) -> None:
+        """Return None: images are no rows."""
+
     def _read(self, path: Path) -> np.ndarray:
         try:
             with self._pillow.open(path) as image:

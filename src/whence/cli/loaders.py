@@ -14,6 +14,7 @@ import numpy as np
 from whence._arrays import import_extra
 from whence._errors import WhenceError
 from whence.cli.digests import digest_of_arrays, digest_of_file
+from whence.cli.notes import one_line
 
 __all__ = ["LOADERS", "PICKLES", "comes_from", "from_factory", "from_file", "import_module", "named"]
 
@@ -48,7 +49,7 @@ def named(text: str, option: str) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {one_line(error)[:300]}"
 
 
 # -------------------------------------------------------------------------------------- factories

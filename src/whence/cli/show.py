@@ -14,9 +14,10 @@ from rich.text import Text
 
 from whence.cli.asking import Answer
 from whence.cli.indexing import Indexed
-from whence.explanation import Explanation, Suspects
+from whence.explanation import Explanation
 from whence.report.html import HOW_TO_READ, label_text
 from whence.report.page import number
+from whence.suspects import Suspects
 
 __all__ = ["print_explanation", "print_index", "print_json", "print_suspects", "result_console"]
 

@@ -74,6 +74,10 @@ class Table:
         """Return what a person sees of a sample: its values by their names."""
         return {str(name): value for name, value in self.frame.iloc[row].to_dict().items()}
 
+    def table(self) -> Any:
+        """Return all samples as a frame."""
+        return self.frame
+
 
 class Arrays:
     """One array of inputs, or several by their names."""
@@ -95,6 +99,13 @@ class Arrays:
     def shown(self, row: int) -> Any:
         """Return what a person sees of a sample."""
         return self.take(row)
+
+    def table(self) -> Any:
+        """Return all samples as a frame, or None if they are no rows of numbers."""
+        first = next(iter(self.arrays.values()))
+        if len(self.arrays) > 1 or first.ndim != 2 or first.dtype.kind not in "biuf":
+            return None
+        return import_extra("pandas", "cli").DataFrame(first)
 
 
 class Rows(NamedTuple):
@@ -258,7 +269,7 @@ def _frame_in(path: Path, where: str) -> tuple[Any, np.ndarray | None]:
     pandas = import_extra("pandas", "cli")
     kind = path.suffix.lower().lstrip(".")
     if kind == "parquet":
-        import_extra("pyarrow", "cli")
+        import_extra("pyarrow", "parquet")
     try:
         frame = pandas.read_csv(path) if kind == "csv" else pandas.read_parquet(path)
     except Exception as error:  # pandas and pyarrow have an error of their own for each kind of damage
