@@ -364,6 +364,10 @@ class ArraysDataset(SequenceDataset):
     def __init__(self, arrays: tuple[Any, ...], argument: str) -> None:
         self._arrays = arrays
         parts = leaves(arrays)
+        for leaf in parts:
+            if hasattr(leaf, "collect"):  # a polars LazyFrame, which has no rows yet
+                got = f"a {type(leaf).__name__}"
+                raise WhenceError(argument, "arrays or frames (x, y)", got, "Call .collect() on it first.")
         shapes = [tuple(getattr(leaf, "shape", ())) for leaf in parts]
         lengths = {shape[0] for shape in shapes if shape}
         if len(lengths) > 1 or not all(shapes):

@@ -102,7 +102,8 @@ class GradientBoostingAdapter(TreeAdapter):
         )
 
     def _reached(self, x: Any) -> np.ndarray:
-        reached = self._model.apply(_without_names(self._model, x))
+        # Its first tree, fitted without names, warns of a frame's: they were compared before.
+        reached = self._model.apply(np.asarray(x) if hasattr(x, "columns") else x)
         return reached.reshape(len(reached), -1)
 
     def _margin(self, x: Any) -> np.ndarray:

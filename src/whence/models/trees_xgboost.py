@@ -61,7 +61,8 @@ class XGBoostAdapter(TreeAdapter):
         parameters = content["learner_model_param"]
         _refuse_unknown(model, content)
         objective = content["objective"]["name"]
-        loss = _loss_of(model, is_wrapper, objective, loss_function)
+        custom = is_wrapper and callable(getattr(model, "objective", None))
+        loss = _loss_of(model, custom or _is_untold(objective, parameters), objective, loss_function)
         leaves = _leaves_of(content["gradient_booster"], self._range[1], int(parameters["num_class"]))
         n_outputs = leaves.theta.shape[1]
         if reg_lambda is None:
@@ -126,20 +127,35 @@ def _refuse_unknown(model: Any, content: dict[str, Any]) -> None:
     if kind not in ("gbtree", "dart"):
         raise refuse(model, f"booster={kind!r}", "Train it with booster='gbtree'.")
     trees = _trees_of(content["gradient_booster"])["trees"]
-    sizes = {int(tree["tree_param"].get("size_leaf_vector", 1)) for tree in trees}
-    if int(content["learner_model_param"].get("num_target", 1)) > 1 or max(sizes, default=1) > 1:
+    if int(content["learner_model_param"].get("num_target", 1)) > 1:
         raise refuse(model, "several targets", "Train one booster a target.")
+    if any(int(tree["tree_param"].get("size_leaf_vector", 1)) > 1 for tree in trees):
+        fix = "Train it with multi_strategy='one_output_per_tree'."
+        raise refuse(model, "multi_strategy='multi_output_tree', trees of several outputs", fix)
     if not trees:
         raise refuse(model, "no trees", "Train it for at least one round.")
 
 
-def _loss_of(model: Any, is_wrapper: bool, objective: str, loss_function: Any) -> Loss:
+def _is_untold(objective: str, parameters: dict[str, Any]) -> bool:
+    """Return whether a booster was trained without naming an objective, as with one of the user's own.
+
+    XGBoost then notes its default, squared error, and the base score that it would have replaced by the
+    mean of the targets had that been the objective.
+    """
+    base_score = float(str(parameters.get("base_score", "0")).strip("[]").split(",")[0])
+    return (
+        objective == "reg:squarederror"
+        and parameters.get("boost_from_average") == "1"
+        and base_score == 0.5
+    )
+
+
+def _loss_of(model: Any, is_custom: bool, objective: str, loss_function: Any) -> Loss:
     loss = given_loss(loss_function)
-    custom = is_wrapper and callable(getattr(model, "objective", None))
     if loss is not None:
         return loss
-    if custom or objective not in OBJECTIVES:
-        what = "an objective of your own" if custom else f"objective={objective!r}"
+    if is_custom or objective not in OBJECTIVES:
+        what = "an objective of your own" if is_custom else f"objective={objective!r}"
         raise refuse_objective(model, what, OBJECTIVES)
     return OBJECTIVES[objective]
 
