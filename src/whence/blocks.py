@@ -7,7 +7,7 @@ Solvers and sums that do not ask which row is whose take the rows of all samples
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from array_api_compat import device as device_of
@@ -121,7 +121,7 @@ class Blocks(Protocol):
         """Yield the blocks."""
 
 
-def by_rows(blocks: Blocks) -> Iterator[Block]:
+def by_rows(blocks: Iterable[Block]) -> Iterator[Block]:
     """Yield the blocks with positions as rows of their own; see :meth:`Block.rows`."""
     for block in blocks:
         yield block.rows()

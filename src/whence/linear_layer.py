@@ -24,7 +24,7 @@ and ``H = (1/N) sum_i sum_l K_il (x) phi_il phi_il^T``. ``N`` stays the number o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from array_api_compat import device as device_of
@@ -42,6 +42,7 @@ from whence._arrays import (
     rows_at_once,
 )
 from whence.blocks import Block, Blocks, by_rows, flat_positions
+from whence.engine import Part, total
 from whence.losses import Curvature, Loss
 
 __all__ = ["Block", "Blocks", "Hessian", "LinearLayer", "by_rows", "flatten", "outer_rows", "unflatten"]
@@ -218,10 +219,15 @@ class LinearLayer:
 
     def mean_gradient(self, blocks: Blocks) -> Array:
         """Return ``(1/N) sum_i g_i``, shape ``(d, C)``, in the weights' precision."""
-        total = namespace(self.theta).zeros_like(self.theta)
-        for block in by_rows(blocks):
-            total = total + astype(like(block.phi.T @ self.residuals(block), total), total.dtype)
-        return total / blocks.n_samples
+
+        def of_part(part: Part) -> Array:
+            gradient = namespace(self.theta).zeros_like(self.theta)
+            for block in by_rows(part):
+                product = like(block.phi.T @ self.residuals(block), gradient)
+                gradient = gradient + astype(product, gradient.dtype)
+            return gradient
+
+        return total(blocks, of_part) / blocks.n_samples
 
     def hessian_product(
         self,
@@ -253,23 +259,27 @@ class LinearLayer:
         n_rows, n_at_once = self._tile(n_vectors, itemsize(vectors))
         # The longer of the two axes last: elementwise steps run along it.
         axis = 2 if n_outputs > n_at_once else 1
-        parts = [vectors[some, ...] for some in row_slices(n_vectors, n_at_once)]
-        wide = [_wide(part, axis) for part in parts]
-        totals = [xp.zeros_like(columns) for columns in wide]
-        for number, block in enumerate(by_rows(blocks)):
-            for rows in row_slices(block.phi.shape[0], n_rows):
-                part = _rows_of(block, rows)
-                phi = astype(part.phi, vectors.dtype)
-                if curvatures is None:
-                    curvature = self.curvatures(part._replace(phi=phi))
-                else:
-                    curvature = curvatures[number].rows(rows)
-                for at, columns in enumerate(wide):
-                    shape = (phi.shape[0], -1, n_outputs) if axis == 2 else (phi.shape[0], n_outputs, -1)
-                    changes = xp.reshape(phi @ columns, shape)
-                    changes = curvature.apply_in_place(changes, axis)
-                    totals[at] += phi.T @ xp.reshape(changes, (phi.shape[0], -1))
-        product = xp.concat([_narrow(total, n_outputs, axis) for total in totals], axis=0)
+        wide = [_wide(vectors[some, ...], axis) for some in row_slices(n_vectors, n_at_once)]
+
+        def of_part(part: Part) -> tuple[Array, ...]:
+            sums = [xp.zeros_like(columns) for columns in wide]
+            for number, block in enumerate(by_rows(part), part.first):
+                for rows in row_slices(block.phi.shape[0], n_rows):
+                    some = _rows_of(block, rows)
+                    phi = astype(some.phi, vectors.dtype)
+                    if curvatures is None:
+                        curvature = self.curvatures(some._replace(phi=phi))
+                    else:
+                        curvature = curvatures[number].rows(rows)
+                    for at, columns in enumerate(wide):
+                        shape = (-1, n_outputs) if axis == 2 else (n_outputs, -1)
+                        changes = xp.reshape(phi @ columns, (phi.shape[0], *shape))
+                        changes = curvature.apply_in_place(changes, axis)
+                        sums[at] += phi.T @ xp.reshape(changes, (phi.shape[0], -1))
+            return tuple(sums)
+
+        sums = total(blocks, of_part)
+        product = xp.concat([_narrow(columns, n_outputs, axis) for columns in sums], axis=0)
         product /= blocks.n_samples
         lam = astype(self.regulariser(damping), vectors.dtype)
         product += lam[None, :, None] * vectors
@@ -289,8 +299,9 @@ class LinearLayer:
     def hessian(self, blocks: Blocks) -> Hessian:
         """Return ``H`` of the mean loss, undamped, in the features' precision.
 
-        Memory is the matrix itself and a workspace of ``WORKSPACE_BYTES``. How ``H`` is assembled
-        depends on the curvature:
+        Memory is the matrix itself, a workspace of ``WORKSPACE_BYTES``, and for a training set of several
+        parts one more matrix for each level of their sum (:class:`~whence.engine.Fold`). How ``H`` is
+        assembled depends on the curvature:
 
         - diagonal ``K``: one symmetric rank-k update for each output (one for all, if ``K`` is constant);
         - ``diag(k) - root root^T`` with rows that sum to zero (softmax): one update with the rows
@@ -300,7 +311,15 @@ class LinearLayer:
         """
         if self.outputs_are_independent:
             return Hessian(self._independent_blocks(blocks), self.n_outputs, is_whole=False)
-        total: Array | None = None
+        scale = 1.0 / blocks.n_samples
+        matrix, n_to_fill = total(blocks, lambda part: self._matrix_of(part, scale))
+        if n_to_fill:
+            matrix = self._fill_diagonal_blocks(matrix)
+        return Hessian(matrix[None, ...], self.n_outputs, is_whole=True)
+
+    def _matrix_of(self, blocks: Iterable[Block], scale: float) -> tuple[Array, int]:
+        """Return ``scale`` times the sum over some blocks, and in how many its diagonal is left out."""
+        matrix: Array | None = None
         diagonal_follows = False
         for block in by_rows(blocks):
             row_bytes = self.n_outputs * self.n_features * itemsize(block.phi)
@@ -312,28 +331,31 @@ class LinearLayer:
                 diagonal_follows = curvature.root is not None and curvature.rows_sum_to_zero
                 if diagonal_follows:
                     scaled = outer_rows(curvature.root, part.phi)
-                    total = rank_k_update(total, scaled, -1.0 / blocks.n_samples)
+                    matrix = rank_k_update(matrix, scaled, -scale)
                 else:
-                    term = self._general_term(part.phi, curvature.matrices()) / blocks.n_samples
-                    total = term if total is None else total + term
-        assert total is not None  # the data layer refuses an empty training set
-        if diagonal_follows:
-            total = self._fill_diagonal_blocks(total)
-        return Hessian(total[None, ...], self.n_outputs, is_whole=True)
+                    term = scale * self._general_term(part.phi, curvature.matrices())
+                    matrix = term if matrix is None else matrix + term
+        return matrix, int(diagonal_follows)
 
     def _independent_blocks(self, blocks: Blocks) -> Array:
         n_blocks = 1 if self.loss.curvature_is_constant else self.n_outputs
-        sums: list[Array | None] = [None] * n_blocks
-        for block in by_rows(blocks):
-            row_bytes = self.n_features * itemsize(block.phi)
-            for rows in row_slices(block.phi.shape[0], rows_at_once(row_bytes)):
-                part = _rows_of(block, rows)
-                curvature = self.curvatures(part)
-                diagonal = curvature.diagonal
-                if diagonal is None or curvature.root is not None:  # one output of any loss
-                    diagonal = curvature.matrices()[:, :, 0]
-                for c in range(n_blocks):
-                    sums[c] = _weighted_gram(sums[c], part.phi, diagonal[:, c], 1.0 / blocks.n_samples)
+        scale = 1.0 / blocks.n_samples
+
+        def of_part(part: Part) -> tuple[Array, ...]:
+            sums: list[Array | None] = [None] * n_blocks
+            for block in by_rows(part):
+                row_bytes = self.n_features * itemsize(block.phi)
+                for rows in row_slices(block.phi.shape[0], rows_at_once(row_bytes)):
+                    some = _rows_of(block, rows)
+                    curvature = self.curvatures(some)
+                    diagonal = curvature.diagonal
+                    if diagonal is None or curvature.root is not None:  # one output of any loss
+                        diagonal = curvature.matrices()[:, :, 0]
+                    for c in range(n_blocks):
+                        sums[c] = _weighted_gram(sums[c], some.phi, diagonal[:, c], scale)
+            return tuple(sums)
+
+        sums = total(blocks, of_part)
         return namespace(sums[0]).stack(sums)
 
     def _fill_diagonal_blocks(self, lower: Array) -> Array:
@@ -341,14 +363,14 @@ class LinearLayer:
         d, n_outputs = self.n_features, self.n_outputs
         for a in range(n_outputs):
             here = slice(a * d, (a + 1) * d)
-            total = namespace(lower).zeros((d, d), dtype=lower.dtype, device=device_of(lower))
+            corner = namespace(lower).zeros((d, d), dtype=lower.dtype, device=device_of(lower))
             for b in range(n_outputs):
                 there = slice(b * d, (b + 1) * d)
                 if b < a:
-                    total = total - lower[here, there]
+                    corner = corner - lower[here, there]
                 elif b > a:
-                    total = total - lower[there, here].T
-            lower = assign(lower, (here, here), total)
+                    corner = corner - lower[there, here].T
+            lower = assign(lower, (here, here), corner)
         return lower
 
     def _general_term(self, phi: Array, curvature: Array) -> Array:

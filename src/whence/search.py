@@ -35,6 +35,7 @@ from whence._arrays import (
 )
 from whence._errors import WhenceError
 from whence._sparse import SparseRows
+from whence.engine import Serial, engine_of, parts_of
 from whence.linear_layer import flatten
 
 __all__ = [
@@ -263,6 +264,24 @@ class TopK:
         else:
             self._merge_few(queries, owners, active[owners, columns] * self.sign, columns + first_row)
 
+    def merge(self, other: TopK) -> None:
+        """Take in what was found among other rows.
+
+        Examples
+        --------
+        >>> first, second = TopK(1, 2, ORDER.DESCENDING), TopK(1, 2, ORDER.DESCENDING)
+        >>> first.add(np.asarray([[1.0, 5.0]]), 0)
+        >>> second.add(np.asarray([[5.0, 3.0]]), 2)
+        >>> first.merge(second)
+        >>> first.values, first.rows
+        (array([[5., 5.]]), array([[1, 2]]))
+        """
+        self._next_row = max(self._next_row, other._next_row)
+        keys = np.concatenate([self._keys.astype(other._keys.dtype, copy=False), other._keys], axis=1)
+        rows = np.concatenate([self.rows, other.rows], axis=1)
+        best = np.lexsort((rows, keys), axis=1)[:, : self.k]
+        self._keys, self.rows = np.take_along_axis(keys, best, 1), np.take_along_axis(rows, best, 1)
+
     def _merge_block(self, queries: np.ndarray, values: np.ndarray, first_row: int) -> None:
         """Take in all scores of some queries; of all queries while fewer than ``k`` are kept."""
         rows = np.broadcast_to(np.arange(first_row, first_row + values.shape[1]), values.shape)
@@ -394,11 +413,23 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
 
     def query_orders(self, queries: Queries, orders: tuple[ORDER, ...]) -> tuple[TopK, ...]:
         """Find several ends of the scores in one pass."""
-        found = tuple(TopK(len(queries), self._k, order) for order in orders)
-        for start, vector in self._dataset:
-            for rows in row_slices(vector.phi.shape[0], block_rows(queries, vector, self.workspace_bytes)):
-                part = Vector(vector.phi[rows, ...], vector.coefficients[rows, ...])
-                block = self._scores(queries, part)
-                for best in found:
-                    best.add(block, start + rows.start)
+        k, dot_product, workspace = self._k, self._scores, self.workspace_bytes
+
+        def search(part: Iterable[tuple[int, Vector]]) -> tuple[TopK, ...]:
+            found = tuple(TopK(len(queries), k, order) for order in orders)
+            for start, vector in part:
+                for rows in row_slices(vector.phi.shape[0], block_rows(queries, vector, workspace)):
+                    some = Vector(vector.phi[rows, ...], vector.coefficients[rows, ...])
+                    block = dot_product(queries, some)
+                    for best in found:
+                        best.add(block, start + rows.start)
+            return found
+
+        engine = engine_of(self._dataset)
+        if isinstance(engine, Serial):  # one pass, in which what was found narrows what is looked at
+            return search(self._dataset)
+        found = tuple(TopK(len(queries), k, order) for order in orders)
+        for of_part in engine.map(search, parts_of(self._dataset)):
+            for best, others in zip(found, of_part, strict=True):
+                best.merge(others)
         return found

@@ -10,10 +10,11 @@ import numpy as np
 from whence._arrays import as_array, as_numpy, check_finite
 from whence._errors import WhenceError
 from whence._tables import row_names
-from whence.attribution.base import Scorer, Vectors, at_most, check_k
+from whence.attribution.base import Scorer, Vectors, all_scores, at_most, check_k
 from whence.attribution.question import Question, hide, join, positions_of
 from whence.data import Batch
 from whence.explanation import Explanation
+from whence.index import Shard
 from whence.models.base import Observation
 from whence.progress import track
 from whence.search import ORDER, LinearNearestNeighbors, scores
@@ -166,9 +167,7 @@ class Answers(Scorer):
         members = None if groups is None else _members(groups, self.index.n_samples)
         parts: list[np.ndarray] = []
         for question, _ in self.questions(samples, outputs=outputs, positions=positions, progress=progress):
-            queries = self._queries(question)
-            blocks = [as_numpy(scores(queries, vector)) for _, vector in Vectors(self.index)]
-            values = np.concatenate(blocks, axis=1)
+            values = all_scores(self._queries(question), self.index)
             _check_scores(values)
             parts.append(values if members is None else values.astype(np.float64) @ members)
         return np.concatenate(parts)
@@ -270,17 +269,20 @@ class Answers(Scorer):
         """Return how doubtful the label of every stored sample is."""
         if score == "self_influence":
             return self._self_influences()
-        parts = []
-        shards = self.index.shards
-        for shard in track(shards, f"suspects by {score}", len(shards), progress, "shard"):
-            if score == "loss":
-                parts.append(as_numpy(self.layer.losses(shard.block)))
-            else:
-                left_out = self._leave_one_out(shard)
-                rows = shard.block._replace(phi=left_out).rows()
-                margins = self.layer.loss.margin(rows.phi, rows.target)
-                parts.append(-as_numpy(shard.block.mean_over_positions(margins)))
-        return np.concatenate(parts)
+        function = _losses_of if score == "loss" else _margins_left_out
+        return self._of_shards(function, f"suspects by {score}", progress, score != "loss")
+
+
+def _losses_of(scorer: Scorer, shard: Shard) -> np.ndarray:
+    """Return the model's loss on the samples of a shard, shape ``(n,)``."""
+    return as_numpy(scorer.layer.losses(shard.block))
+
+
+def _margins_left_out(scorer: Scorer, shard: Shard) -> np.ndarray:
+    """Return minus the margins of the given labels without each sample, shape ``(n,)``."""
+    rows = shard.block._replace(phi=scorer._leave_one_out(shard)).rows()
+    margins = scorer.layer.loss.margin(rows.phi, rows.target)
+    return -as_numpy(shard.block.mean_over_positions(margins))
 
 
 def _check_scores(values: np.ndarray) -> None:

@@ -7,11 +7,12 @@ A method says what is stored of a training sample (coefficients beside its featu
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +21,14 @@ from whence._errors import WhenceError
 from whence.attribution.question import Question, hide, shares
 from whence.attribution.training_set import TrainingSet
 from whence.data import Batch
-from whence.index import Index, Method, Shard
+from whence.engine import Engine, Serial, engine_of, parts_of, total
+from whence.index import Index, IndexPart, Method, Shard
 from whence.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel, Observation
 from whence.progress import track
-from whence.search import Queries, Vector
+from whence.search import Queries, Vector, scores
 
-__all__ = ["Scorer", "Vectors", "at_most", "check_k", "check_model"]
+__all__ = ["Scorer", "Vectors", "all_scores", "at_most", "check_k", "check_model", "weighted_features"]
 
 
 class Scorer(ABC):
@@ -36,6 +38,8 @@ class Scorer(ABC):
     method: str
     #: Whether questions are about the loss of samples, so that positive speaks for their labels.
     asks_about_loss: bool = False
+    #: Whether coefficients are computed with the solver.
+    _coefficients_need_solver: bool = False
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Scorer(ABC):
         progress: bool | None = None,
         index_path: str | Path | None = None,
         feature_dtype: Any = None,
+        engine: Any = None,
     ) -> None:
         check_model(influence_model)
         if label not in ("predicted", "given"):
@@ -57,7 +62,12 @@ class Scorer(ABC):
         self.label = label
         self.progress = progress
         self.index: Index = self.influence_model.index(
-            dataset, ids=ids, progress=progress, path=index_path, feature_dtype=feature_dtype
+            dataset,
+            ids=ids,
+            progress=progress,
+            path=index_path,
+            feature_dtype=feature_dtype,
+            engine=engine,
         )
         self._training_set = TrainingSet(self.index, dataset, progress)
         #: The layer with the model's own weights.
@@ -115,7 +125,8 @@ class Scorer(ABC):
 
     def _store_coefficients(self) -> None:
         """Fill in the coefficients of every stored sample; called once a method is ready."""
-        self.index.store_coefficients(self._coefficients, self._to_store)
+        engine, scorer = self._place(self._coefficients_need_solver)
+        self.index.store_coefficients(scorer._coefficients, self._to_store, engine)
 
     def _to_store(self) -> Method:
         """Return what an index on disk records of this method."""
@@ -228,20 +239,45 @@ class Scorer(ABC):
         u = as_numpy(self.layer.pre_activations(shard.phi))
         return hide(self._predictions(u), _counted(shard.phi, shard.weight))
 
+    def _place(self, needs_solver: bool) -> tuple[Engine, Scorer]:
+        """Return where work on single shards is done, and what to do it with there.
+
+        For other threads and machines that is a copy which holds neither model nor training set. Work
+        that needs a solver which needs the training set is done here: its products are not.
+        """
+        if isinstance(self.index.engine, Serial):
+            return self.index.engine, self
+        ihvp = getattr(self, "ihvp", None) if needs_solver else None
+        solver = None if ihvp is None else ihvp.for_samples()
+        if ihvp is not None and solver is None:
+            return Serial(), self
+        other = copy.copy(self)
+        other.__dict__ |= {
+            "influence_model": None,
+            "ihvp": solver,
+            "index": _Size(self.index.n_samples),
+            "_training_set": None,
+            "_self_influence_values": None,
+        }
+        return self.index.engine, other
+
+    def _of_shards(
+        self,
+        function: Callable[[Scorer, Shard], np.ndarray],
+        what: str,
+        show: bool | None,
+        needs_solver: bool = True,
+    ) -> np.ndarray:
+        """Return ``function(scorer, shard)`` of all shards, one after another."""
+        engine, scorer = self._place(needs_solver)
+        steps = engine.map(lambda part: [function(scorer, s) for s in part.shards], self.index.parts())
+        of_shards = (result for results in steps for result in results)
+        return np.concatenate(list(track(of_shards, what, len(self.index.shards), show, "shard")))
+
     def _self_influences(self) -> np.ndarray:
         """Return the self-influence of every stored sample, computed on the first call."""
         if self._self_influence_values is None:
-            parts = []
-            steps = track(
-                self.index.shards, "self-influence", len(self.index.shards), self.progress, "shard"
-            )
-            for shard in steps:
-                u = as_numpy(self.layer.pre_activations(shard.phi))
-                outputs = self._own_outputs(u, as_numpy(shard.target))
-                weight = shares(as_numpy(shard.weight)) if shard.phi.ndim == 3 else None
-                question = Question(shard.phi, outputs, weight)
-                parts.append(as_numpy(self._self_influence(shard, question)))
-            values = np.concatenate(parts)
+            values = self._of_shards(_self_influence_of, "self-influence", self.progress)
             self._self_influence_values = values.astype(as_numpy(self.index.shards[0].phi).dtype)
         return self._self_influence_values
 
@@ -287,11 +323,58 @@ def _counted(phi: Array, weight: Array | None) -> np.ndarray | None:
     return None if phi.ndim == 2 or weight is None else as_numpy(weight) > 0
 
 
-class Vectors:
-    """The index as the search sees it: ``(first row, Vector)`` for each shard."""
+def _self_influence_of(scorer: Scorer, shard: Shard) -> np.ndarray:
+    """Return the self-influence of the samples of a shard, shape ``(n,)``."""
+    u = as_numpy(scorer.layer.pre_activations(shard.phi))
+    outputs = scorer._own_outputs(u, as_numpy(shard.target))
+    weight = shares(as_numpy(shard.weight)) if shard.phi.ndim == 3 else None
+    return as_numpy(scorer._self_influence(shard, Question(shard.phi, outputs, weight)))
 
-    def __init__(self, index: Index) -> None:
+
+class _Size(NamedTuple):
+    """What is left of an index on other machines."""
+
+    n_samples: int
+
+
+def weighted_features(index: Index) -> np.ndarray:
+    """Return ``sum_i outer(phi_i, a_i)`` over the stored samples, shape ``(d, C)``, in float64."""
+
+    def of_part(part: IndexPart) -> np.ndarray:
+        result = None
+        for shard in part.shards:
+            phi = np.asarray(as_numpy(shard.phi), dtype=np.float64).reshape(-1, shard.phi.shape[-1])
+            product = phi.T @ as_numpy(shard.coefficients).reshape(len(phi), -1)
+            result = product if result is None else result + product
+        assert result is not None  # a part holds at least one shard
+        return result
+
+    return total(index, of_part)
+
+
+def all_scores(queries: Queries, index: Index) -> np.ndarray:
+    """Return the scores of all stored samples, shape ``(T, N)``."""
+    vectors = Vectors(index)
+    steps = vectors.engine.map(
+        lambda part: [as_numpy(scores(queries, vector)) for _, vector in part], vectors.parts()
+    )
+    return np.concatenate([block for blocks in steps for block in blocks], axis=1)
+
+
+class Vectors:
+    """The index, or a part, as the search sees it: ``(first row, Vector)`` for each shard."""
+
+    def __init__(self, index: Index | IndexPart) -> None:
         self._index = index
+
+    @property
+    def engine(self) -> Engine:
+        """Where it is searched."""
+        return engine_of(self._index)
+
+    def parts(self) -> Iterator[Vectors]:
+        """Yield it in parts."""
+        return map(Vectors, parts_of(self._index))
 
     def __iter__(self) -> Iterator[tuple[int, Vector]]:
         for start, shard in self._index.starts():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, like, namespace, one_hot
 from whence._errors import WhenceError
+from whence.attribution.base import weighted_features
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
 from whence.index import Shard
@@ -43,6 +45,8 @@ class FeatureSimilarity(Attribution):
     ids : sequence, optional
         Names of the training samples; positions by default.
     progress : bool, optional
+    index_path, engine : optional
+        See :class:`~whence.RepresenterPointLJE`.
     """
 
     method = "FeatureSimilarity"
@@ -56,8 +60,12 @@ class FeatureSimilarity(Attribution):
         label: str = "predicted",
         ids: Any = None,
         progress: bool | None = None,
+        index_path: str | Path | None = None,
+        engine: Any = None,
     ) -> None:
-        super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
+        options: dict[str, Any] = {"label": label, "ids": ids, "progress": progress}
+        options |= {"index_path": index_path, "engine": engine}
+        super().__init__(influence_model, dataset, target_layer, **options)
         if self._has_positions:
             raise WhenceError(
                 "target_layer",
@@ -76,11 +84,7 @@ class FeatureSimilarity(Attribution):
             sum(self._rows(shard.target).sum(axis=0) for shard in self.index.shards) / self.index.n_samples
         )
         self._store_coefficients()
-        n_features, n_outputs = self.layer.n_features, self.layer.n_outputs
-        self._vote = np.zeros((n_features, n_outputs))
-        for shard in self.index.shards:
-            phi = np.asarray(as_numpy(shard.phi), dtype=np.float64)
-            self._vote += phi.T @ as_numpy(shard.coefficients)
+        self._vote = weighted_features(self.index)
 
     def _rows(self, target: Array) -> np.ndarray:
         """Return targets as rows ``(n, C)``, in float64."""
@@ -155,6 +159,8 @@ class TrainingLoss(Attribution):
     ids : sequence, optional
         Names of the training samples; positions by default.
     progress : bool, optional
+    index_path, engine : optional
+        See :class:`~whence.RepresenterPointLJE`.
     """
 
     method = "TrainingLoss"
@@ -168,8 +174,12 @@ class TrainingLoss(Attribution):
         label: str = "predicted",
         ids: Any = None,
         progress: bool | None = None,
+        index_path: str | Path | None = None,
+        engine: Any = None,
     ) -> None:
-        super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
+        options: dict[str, Any] = {"label": label, "ids": ids, "progress": progress}
+        options |= {"index_path": index_path, "engine": engine}
+        super().__init__(influence_model, dataset, target_layer, **options)
         if self._has_positions:
             raise WhenceError(
                 "target_layer",

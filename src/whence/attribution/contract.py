@@ -11,7 +11,7 @@ import numpy as np
 from whence._arrays import as_numpy, check_finite
 from whence._errors import WhenceError, described
 from whence.attribution.answers import Answers
-from whence.attribution.base import Vectors, at_most, check_k
+from whence.attribution.base import Vectors, all_scores, at_most, check_k
 from whence.attribution.storing import check_cache, check_values_folder, save_arrays, stored_vectors
 from whence.data import Batch, Dataset, take_rows
 from whence.index import CACHE, Index
@@ -275,11 +275,8 @@ class Attribution(Answers):
         return stored_vectors(self.index, self._to_store, self._coefficients, cache, load_path, save_path)
 
     def _save_values(self, path: str | Path, queries: list[Queries], index: Index) -> None:
-        rows = []
-        for part in queries:
-            blocks = [as_numpy(scores(part, vector)) for _, vector in Vectors(index)]
-            rows.append(np.concatenate(blocks, axis=1))
-        save_arrays(path, {"values": np.concatenate(rows), "ids": self.index.ids}, self._manifest())
+        values = np.concatenate([all_scores(part, index) for part in queries])
+        save_arrays(path, {"values": values, "ids": self.index.ids}, self._manifest())
 
 
 def _float_dtype(d_type: Any) -> np.dtype:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, like, namespace
 from whence._errors import WhenceError
+from whence.attribution.base import weighted_features
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
 from whence.data import Batch
@@ -68,6 +70,8 @@ class Gradients(Attribution):
         label: str = "predicted",
         ids: Any = None,
         progress: bool | None = None,
+        index_path: str | Path | None = None,
+        engine: Any = None,
     ) -> None:
         if effect_on not in ("loss", "pre_activation"):
             raise WhenceError("effect_on", "'loss' or 'pre_activation'", repr(effect_on), "Choose one.")
@@ -75,7 +79,9 @@ class Gradients(Attribution):
         self.asks_about_loss = effect_on == "loss"
         # The loss of a sample is that of its given label, whatever the model predicts.
         label = "given" if self.asks_about_loss and label == "predicted" else label
-        super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
+        options: dict[str, Any] = {"label": label, "ids": ids, "progress": progress}
+        options |= {"index_path": index_path, "engine": engine}
+        super().__init__(influence_model, dataset, target_layer, **options)
 
     def _ask(
         self, batch: Batch, start: int, outputs: Any, positions: Any
@@ -164,11 +170,7 @@ class Gradients(Attribution):
     @cached_property
     def _mean(self) -> np.ndarray:
         """The mean of the stored gradients, divided as they are, shape ``(d, C)``."""
-        total = np.zeros((self.layer.n_features, self.layer.n_outputs))
-        for shard in self.index.shards:
-            phi = np.asarray(as_numpy(shard.phi), dtype=np.float64).reshape(-1, total.shape[0])
-            total += phi.T @ as_numpy(shard.coefficients).reshape(-1, total.shape[1])
-        return total / self.index.n_samples
+        return weighted_features(self.index) / self.index.n_samples
 
 
 def _inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -211,6 +213,8 @@ class GradientDotProduct(Gradients):
     ids : sequence, optional
         Names of the training samples; positions by default.
     progress : bool, optional
+    index_path, engine : optional
+        See :class:`~whence.RepresenterPointLJE`.
     """
 
     method = "GradientDotProduct"
@@ -225,8 +229,11 @@ class GradientDotProduct(Gradients):
         label: str = "predicted",
         ids: Any = None,
         progress: bool | None = None,
+        index_path: str | Path | None = None,
+        engine: Any = None,
     ) -> None:
-        options = {"effect_on": effect_on, "label": label, "ids": ids, "progress": progress}
+        options: dict[str, Any] = {"effect_on": effect_on, "label": label, "ids": ids, "progress": progress}
+        options |= {"index_path": index_path, "engine": engine}
         super().__init__(influence_model, dataset, target_layer, **options)
         self._store_coefficients()
 
@@ -241,7 +248,7 @@ class GradientCosine(GradientDotProduct):
 
     Parameters
     ----------
-    influence_model, dataset, target_layer, effect_on, label, ids, progress
+    influence_model, dataset, target_layer, effect_on, label, ids, progress, index_path, engine
         See :class:`~whence.GradientDotProduct`.
     """
 

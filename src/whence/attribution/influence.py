@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,8 @@ class InfluenceFunctions(Gradients):
     seed : int, default=0
         Of the draw of ``n_samples_for_hessian``.
     progress : bool, optional
+    index_path, engine : optional
+        See :class:`~whence.RepresenterPointLJE`.
 
     Attributes
     ----------
@@ -100,6 +103,8 @@ class InfluenceFunctions(Gradients):
         ids: Any = None,
         seed: int = 0,
         progress: bool | None = None,
+        index_path: str | Path | None = None,
+        engine: Any = None,
     ) -> None:
         check_factory(ihvp_calculator_factory, n_samples_for_hessian, shuffle_buffer_size)
         check_seed(seed)
@@ -114,10 +119,12 @@ class InfluenceFunctions(Gradients):
                 repr(n_samples_for_hessian),
                 "Compute the Hessian from all samples, or pass leverage=False.",
             )
-        options = {"effect_on": effect_on, "label": label, "ids": ids, "progress": progress}
+        options: dict[str, Any] = {"effect_on": effect_on, "label": label, "ids": ids, "progress": progress}
+        options |= {"index_path": index_path, "engine": engine}
         super().__init__(influence_model, dataset, target_layer, **options)
         self.normalisation = normalisation
         self.leverage = leverage
+        self._coefficients_need_solver = leverage or normalisation is not None
         self.ihvp: InverseHessianVectorProduct = build_solver(
             ihvp_calculator_factory,
             self,

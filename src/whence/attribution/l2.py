@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from whence._errors import WhenceError
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
 from whence.attribution.refit import refit
+from whence.engine import Converted
 from whence.index import Shard
 from whence.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel
@@ -55,6 +57,8 @@ class RepresenterPointL2(Attribution):
     ids : sequence, optional
         Names of the training samples; positions by default.
     progress : bool, optional
+    index_path, engine : optional
+        See :class:`~whence.RepresenterPointLJE`.
 
     Attributes
     ----------
@@ -89,12 +93,16 @@ class RepresenterPointL2(Attribution):
         label: str = "predicted",
         ids: Any = None,
         progress: bool | None = None,
+        index_path: str | Path | None = None,
+        engine: Any = None,
     ) -> None:
         check_number(l2, "l2", strictly=True)
         check_number(gradient_norm, "gradient_norm", strictly=True)
         if fit_to not in ("predictions", "labels"):
             raise WhenceError("fit_to", "'predictions' or 'labels'", repr(fit_to), "Choose one.")
-        super().__init__(influence_model, dataset, target_layer, label=label, ids=ids, progress=progress)
+        options: dict[str, Any] = {"label": label, "ids": ids, "progress": progress}
+        options |= {"index_path": index_path, "engine": engine}
+        super().__init__(influence_model, dataset, target_layer, **options)
         self.l2 = float(l2)
         self.fit_to = fit_to
         loss = self.layer.loss
@@ -102,7 +110,9 @@ class RepresenterPointL2(Attribution):
             loss, _ = loss.following(np.asarray(as_numpy(self.layer.theta))[:1])
         # All weights share the regulariser, so that the bias counts as one of them.
         start = LinearLayer(np.asarray(as_numpy(self.layer.theta), dtype=np.float64), loss)
-        found = refit(start, _Refitted(self), 2 * self.l2, gradient_norm=gradient_norm)
+        other: Any = self._place(needs_solver=False)[1]
+        blocks = Converted(self.index, other.block_to_fit)  # the training set with the refit's targets
+        found = refit(start, blocks, 2 * self.l2, gradient_norm=gradient_norm)
         #: The largest entry of the gradient that the refit reached.
         self.gradient_norm = found.gradient_norm
         self.refitted_layer = start.at(found.theta)
@@ -151,15 +161,3 @@ class RepresenterPointL2(Attribution):
 
     def _totals(self, question: Question) -> np.ndarray:
         return question.under(self.refitted_layer.theta)
-
-
-class _Refitted:
-    """The training set with the targets of the refit."""
-
-    def __init__(self, method: RepresenterPointL2) -> None:
-        self._method = method
-        self.n_samples = method.index.n_samples
-
-    def __iter__(self) -> Any:
-        for shard in self._method.index.shards:
-            yield self._method.block_to_fit(shard.block)

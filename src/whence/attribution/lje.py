@@ -9,6 +9,7 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_finite, check_number, check_seed
 from whence._errors import WhenceError
+from whence.attribution.base import weighted_features
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
 from whence.attribution.solver import build_solver, check_factory, factory_arguments
@@ -74,6 +75,9 @@ class RepresenterPointLJE(Attribution):
         :func:`~whence.load_index`.
     feature_dtype : {None, "float16", "float32"}, default=None
         What features are stored as; ``None`` leaves them as the model gives them.
+    engine : int or dask.distributed.Client or Engine, optional
+        Where work on the training set is done: here, in so many threads, or on the workers of a Dask
+        cluster, which share the index through its ``index_path``. Results do not depend on it.
 
     Attributes
     ----------
@@ -119,6 +123,7 @@ class RepresenterPointLJE(Attribution):
         progress: bool | None = None,
         index_path: str | Path | None = None,
         feature_dtype: Any = None,
+        engine: Any = None,
     ) -> None:
         check_factory(ihvp_calculator_factory, n_samples_for_hessian, shuffle_buffer_size)
         check_seed(seed)
@@ -137,6 +142,7 @@ class RepresenterPointLJE(Attribution):
             progress=progress,
             index_path=index_path,
             feature_dtype=feature_dtype,
+            engine=engine,
         )
         if decomposition == "elementwise" and self._has_positions:
             raise WhenceError(
@@ -246,11 +252,7 @@ class RepresenterPointLJE(Attribution):
 
     def _totals(self, question: Question) -> np.ndarray:
         if self.decomposition == "elementwise":
-            kernel = sum(
-                as_numpy(shard.phi).T.astype(np.float64) @ as_numpy(shard.coefficients)
-                for shard in self.index.shards
-            )
-            return question.under(kernel)
+            return question.under(weighted_features(self.index))
         return question.under(self.theta_dagger)
 
     def _prepare_elementwise(self) -> None:

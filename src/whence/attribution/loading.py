@@ -33,6 +33,7 @@ def load_index(
     influence_model: InfluenceModel | None = None,
     verify: bool = True,
     progress: bool | None = None,
+    engine: Any = None,
 ) -> Attribution:
     """Open a stored index, without the training set that it is of.
 
@@ -51,6 +52,8 @@ def load_index(
         Whether to compare every file with its checksum first; lengths are compared in any case.
     progress : bool, optional
         ``None`` shows progress bars on a terminal, ``True`` always, ``False`` never.
+    engine : int or dask.distributed.Client or Engine, optional
+        Where work on the training set is done; see :class:`~whence.RepresenterPointLJE`.
 
     Returns
     -------
@@ -73,7 +76,7 @@ def load_index(
         # elsewhere, without the model and the training set:
         whence.load_index("train.index").explain(features, k=5)
     """
-    index = StoredIndex(path, verify=verify)
+    index = StoredIndex(path, verify=verify, engine=engine)
     stored = _chosen(index, method)
     refuse_damage(index.folder, stored.damage(thoroughly=verify))
     settings = stored.settings

@@ -12,7 +12,8 @@ import scipy.sparse.linalg
 
 from whence._arrays import Array, as_numpy, check_number
 from whence._errors import WhenceError
-from whence.blocks import Block, Blocks, by_rows
+from whence.blocks import Block, Blocks
+from whence.engine import Converted, Part, engine_of, total
 from whence.linear_layer import LinearLayer
 
 __all__ = ["DoubleBlocks", "Refit", "refit"]
@@ -57,18 +58,23 @@ class DoubleBlocks:
             yield from self._kept
             return
         kept, size = [], 0
-        for block in by_rows(self._blocks):
-            wide = Block(
-                np.asarray(as_numpy(block.phi), dtype=np.float64),
-                as_numpy(block.target),
-                None if block.weight is None else np.asarray(as_numpy(block.weight), dtype=np.float64),
-            )
+        for block in self._blocks:
+            wide = _double_rows(block)
             size += wide.phi.nbytes
             if size <= KEPT_BYTES:
                 kept.append(wide)
             yield wide
         if size <= KEPT_BYTES:
             self._kept = kept
+
+
+def _double_rows(block: Block) -> Block:
+    phi, target, weight = block.rows()
+    return Block(
+        np.asarray(as_numpy(phi), dtype=np.float64),
+        as_numpy(target),
+        None if weight is None else np.asarray(as_numpy(weight), dtype=np.float64),
+    )
 
 
 def refit(
@@ -120,7 +126,11 @@ def refit(
     """
     check_number(damping, "damping")
     check_number(gradient_norm, "gradient_norm", strictly=True)
-    wide = blocks if isinstance(blocks, DoubleBlocks) else DoubleBlocks(blocks)
+    wide: Blocks = blocks
+    if engine_of(blocks).is_remote:
+        wide = Converted(blocks, _double_rows)
+    elif not isinstance(blocks, DoubleBlocks):
+        wide = DoubleBlocks(blocks)
     objective = _Objective(layer, wide, damping)
     vector = np.array(as_numpy(layer.theta), dtype=np.float64).ravel()
     for _ in range(RESTARTS):
@@ -164,7 +174,7 @@ def refit(
 class _Objective:
     """The regularised mean loss and its gradient, as SciPy's optimisers want them."""
 
-    def __init__(self, layer: LinearLayer, blocks: DoubleBlocks, damping: float) -> None:
+    def __init__(self, layer: LinearLayer, blocks: Blocks, damping: float) -> None:
         self.layer = layer
         self.blocks = blocks
         self.damping = damping
@@ -175,17 +185,23 @@ class _Objective:
     def __call__(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
         self.evaluations += 1
         theta = vector.reshape(self.shape)
-        total, slope = 0.0, np.zeros(self.shape)
-        for phi, target, weight in self.blocks:
-            u = phi @ theta
-            values: Array = as_numpy(self.layer.loss.value(u, target))
-            r: Array = as_numpy(self.layer.loss.residual(u, target))
-            if weight is not None:
-                values, r = values * weight, r * weight[:, None]
-            total += float(values.sum())
-            slope += phi.T @ r
+        loss = self.layer.loss
+
+        def of_part(part: Part) -> tuple[float, np.ndarray]:
+            paid, slope = 0.0, np.zeros(theta.shape)
+            for phi, target, weight in part:
+                u = phi @ theta
+                values: Array = as_numpy(loss.value(u, target))
+                r: Array = as_numpy(loss.residual(u, target))
+                if weight is not None:
+                    values, r = values * weight, r * weight[:, None]
+                paid += float(values.sum())
+                slope += phi.T @ r
+            return paid, slope
+
+        paid, slope = total(self.blocks, of_part)
         n_samples = self.blocks.n_samples
-        value = total / n_samples + 0.5 * float((self.lam * theta**2).sum())
+        value = paid / n_samples + 0.5 * float((self.lam * theta**2).sum())
         return value, (slope / n_samples + self.lam * theta).ravel()
 
     def newton_step(self, vector: np.ndarray, slope: np.ndarray) -> np.ndarray:

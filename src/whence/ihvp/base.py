@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -105,6 +106,21 @@ class InverseHessianVectorProduct(ABC):
     def state(self) -> dict[str, np.ndarray]:
         """Return the arrays that its factory restores it from, so that it need not be built again."""
         return {}
+
+    def for_samples(self) -> InverseHessianVectorProduct | None:
+        """Return a solver for :meth:`self_products` and :meth:`leverages` on other machines.
+
+        It holds no training samples. ``None``, unless a solver says otherwise: they need them, and are
+        computed here, with products on the other machines.
+        """
+        return None
+
+    def _without(self, *names: str) -> Any:
+        """Return a copy without the training samples, the model, and these attributes."""
+        other = copy.copy(self)
+        for name in ("blocks", "influence_model", *names):
+            setattr(other, name, None)
+        return other
 
     def about(self) -> dict[str, Any]:
         """Return what results say of the solver: its name, the matrix that it inverts, its settings."""

@@ -24,6 +24,7 @@ from whence._arrays import (
     rows_at_once,
 )
 from whence._errors import NotPositiveDefiniteError, WhenceError
+from whence.engine import Converted
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
     InverseHessianVectorProduct,
@@ -113,6 +114,12 @@ class ExactIHVP(InverseHessianVectorProduct):
                 arrays[f"factor-{number}"] = as_numpy(factor.factor)
         return arrays
 
+    def for_samples(self) -> ExactIHVP:
+        """Return itself without the training samples, the inverse at hand; see the base class."""
+        for factor in self._factors:
+            factor.inverse()
+        return self._without("_matrices")
+
     def _restore(self, state: Mapping[str, np.ndarray]) -> None:
         def place(name: str) -> Array:
             array = np.array(state[name], order="F")  # LAPACK's order, in memory of its own
@@ -140,7 +147,7 @@ class ExactIHVP(InverseHessianVectorProduct):
             xp = namespace(wide)
             columns = [self._factor(c).solve(wide[:, :, c].T).T for c in range(wide.shape[2])]
             value = xp.stack(columns, axis=2)
-        if self._relative_residual is None and right.shape[0] > 0:
+        if self._relative_residual is None and right.shape[0] > 0 and self.blocks is not None:
             self._relative_residual = self._measure_residual(wide, value)
         return Solution(value, True, iterations=0, relative_residual=self._relative_residual or 0.0)
 
@@ -213,7 +220,7 @@ class ExactIHVP(InverseHessianVectorProduct):
     def _damped_matrices(self) -> tuple[list[Array], bool, float]:
         """Return the matrices to factorise in float64, whether it is one whole, and the precision."""
         wide = self._needs_double_assembly()
-        blocks: Blocks = _InDouble(self.blocks) if wide else self.blocks
+        blocks: Blocks = Converted(self.blocks, _block_in_double) if wide else self.blocks
         hessian = self.layer.hessian(blocks)
         xp = namespace(hessian.blocks)
         eps = float(xp.finfo(hessian.blocks.dtype).eps)
@@ -285,7 +292,9 @@ class ExactIHVP(InverseHessianVectorProduct):
         xp = namespace(right)
 
         def product(matrices: Array) -> Array:
-            return self.layer.hessian_product(_InDouble(self.blocks), matrices, self.damping)
+            return self.layer.hessian_product(
+                Converted(self.blocks, _block_in_double), matrices, self.damping
+            )
 
         expected, error = right[:1, ...], product(value[:1, ...]) - right[:1, ...]
         if self.damping == 0:  # the pseudo-inverse leaves what lies outside the range: look inside
@@ -364,22 +373,6 @@ class ExactIHVPFactory(InverseHessianVectorProductFactory):
         return with_model(ExactIHVP(layer, blocks, self.damping, self.curvature, state=state), model)
 
 
-class _InDouble:
-    """Blocks whose features and weights are cast to float64 on the way."""
-
-    def __init__(self, blocks: Blocks) -> None:
-        self._blocks = blocks
-
-    @property
-    def n_samples(self) -> int:
-        return self._blocks.n_samples
-
-    def __iter__(self) -> Any:
-        for block in self._blocks:
-            weight = None if block.weight is None else _in_double(block.weight)
-            yield Block(_in_double(block.phi), block.target, weight)
-
-
 class _OneBlock:
     def __init__(self, block: Block) -> None:
         self._block = block
@@ -399,6 +392,11 @@ def memory_bytes() -> float:
 
 def _in_double(array: Array) -> Array:
     return astype(array, namespace(array).float64)
+
+
+def _block_in_double(block: Block) -> Block:
+    weight = None if block.weight is None else _in_double(block.weight)
+    return Block(_in_double(block.phi), block.target, weight)
 
 
 def _damped_in_double(matrix: Array, diagonal: Array) -> Array:

@@ -164,6 +164,10 @@ class IterativeIHVP(InverseHessianVectorProduct):
         xp = namespace(phi)
         return super().self_products(astype(phi, xp.float64), astype(r, xp.float64), outputs)
 
+    def for_samples(self) -> KroneckerIHVP | None:
+        """Return the Kronecker form, if self-influence takes it; see the base class."""
+        return self._kronecker_form().for_samples() if self.options.self_influence == "kronecker" else None
+
     def leverages(self, phi: Array) -> Array:
         """Return ``Q_i``: ``C`` solves for each sample, or the Kronecker form; see the base class."""
         if self.options.self_influence == "kronecker":

@@ -19,6 +19,7 @@ from whence._arrays import (
     row_slices,
 )
 from whence._errors import NotPositiveDefiniteError, WhenceError
+from whence.engine import Part, total
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
     InverseHessianVectorProduct,
@@ -116,13 +117,18 @@ class KroneckerFactors:
         return self._cast[like.dtype]
 
     def _diagonal_of_hessian(self, layer: LinearLayer, blocks: Blocks) -> Array:
-        xp = namespace(self.features)
-        total = xp.zeros((layer.n_features, layer.n_outputs), dtype=self.features.dtype)
+        features, outputs = self.features, self.outputs
         n_columns = layer.n_features + _curvature_columns(layer)
-        for block in row_blocks(blocks, n_columns):
-            squares = (block.phi @ self.features) ** 2
-            total += squares.T @ layer.curvatures(block).quadratic_forms(self.outputs)
-        return total / blocks.n_samples
+
+        def of_part(part: Part) -> Array:
+            shape = (layer.n_features, layer.n_outputs)
+            diagonal = namespace(features).zeros(shape, dtype=features.dtype)
+            for block in row_blocks(part, n_columns):
+                squares = (block.phi @ features) ** 2
+                diagonal += squares.T @ layer.curvatures(block).quadratic_forms(outputs)
+            return diagonal
+
+        return total(blocks, of_part) / blocks.n_samples
 
 
 def _refuse_if_too_large(n_features: int) -> None:
@@ -191,6 +197,12 @@ class KroneckerIHVP(InverseHessianVectorProduct):
 
     def about(self) -> dict[str, Any]:
         return super().about() | {"eigenvalues": self._eigenvalues}
+
+    def for_samples(self) -> KroneckerIHVP:
+        """Return itself without the training samples; see the base class."""
+        other: KroneckerIHVP = self._without("_operator")
+        other._measured = other._measured or 0.0  # nothing to measure with there
+        return other
 
     def self_products(self, phi: Array, r: Array, outputs: Array | None = None) -> Array:
         """Return ``(H^{-1} g_i)^T phi_i`` at ``2 d (d + C)`` operations a sample; see the base class."""
@@ -342,10 +354,15 @@ def _diagonalise(moment: Array, lam: Array) -> tuple[Array, Array, Array]:
 
 
 def _mean_curvature(layer: LinearLayer, blocks: Blocks) -> Array:
-    total: Any = 0.0
-    for block in row_blocks(blocks, layer.n_features + _curvature_columns(layer)):
-        total = total + layer.curvatures(block).total()
-    return total / blocks.n_samples
+    n_columns = layer.n_features + _curvature_columns(layer)
+
+    def of_part(part: Part) -> Any:
+        curvature: Any = 0.0
+        for block in row_blocks(part, n_columns):
+            curvature = curvature + layer.curvatures(block).total()
+        return curvature
+
+    return total(blocks, of_part) / blocks.n_samples
 
 
 def _curvature_columns(layer: LinearLayer) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ from whence._arrays import (
 )
 from whence._errors import NotPositiveDefiniteError
 from whence.curvature import Curvature
+from whence.engine import Part, engine_of, parts_of, total
 from whence.linear_layer import Block, Blocks, LinearLayer, by_rows
 
 __all__ = ["DampedHessian", "refuse_if_singular", "row_blocks", "second_moment"]
@@ -32,7 +34,7 @@ class DampedHessian:
     """``V -> (H + lam) V`` for stacks ``(m, d, C)``, in the vectors' precision.
 
     Curvatures are computed on the first product in the features' precision and kept, if they fit into
-    ``KEPT_BYTES``. In another precision they are computed anew, block by block.
+    ``KEPT_BYTES``. In another precision, and on a cluster, they are computed anew, block by block.
 
     Parameters
     ----------
@@ -55,6 +57,8 @@ class DampedHessian:
         return self.layer.hessian_product(self.blocks, vectors, self.damping, kept)
 
     def _curvatures(self) -> list[Curvature] | None:
+        if engine_of(self.blocks).is_remote:
+            return None
         if self._fits is None:
             kept, n_bytes = [], 0
             for block in by_rows(self.blocks):
@@ -143,28 +147,37 @@ class DampedHessian:
     @cached_property
     def may_be_indefinite(self) -> bool:
         """Whether some ``K_i`` has a negative eigenvalue. If none has, ``H`` has none either."""
-        return not self.layer.gauss_newton and any(map(self._bends_down, by_rows(self.blocks)))
-
-    def _bends_down(self, block: Block) -> bool:
-        n_rows = max(1, WORKSPACE_BYTES // (32 * self.layer.n_outputs**2))
-        for rows in row_slices(block.phi.shape[0], n_rows):
-            weight = None if block.weight is None else block.weight[rows]
-            part = Block(block.phi[rows, :], block.target[rows, ...], weight)
-            curvature = self.layer.curvatures(part)
-            if curvature.dense is None and curvature.root is not None and curvature.rows_sum_to_zero:
-                return False  # softmax
-            if curvature.diagonal is not None and curvature.root is None:
-                values = curvature.diagonal
-            else:
-                values = namespace(block.phi).linalg.eigvalsh(curvature.matrices())
-            xp = namespace(values)
-            rounding = 100 * float(xp.finfo(values.dtype).eps) * float(xp.max(xp.abs(values)))
-            if float(xp.min(values)) < -rounding:
-                return True
-        return False
+        if self.layer.gauss_newton:
+            return False
+        layer = self.layer
+        first = next(iter(by_rows(self.blocks)))
+        one = layer.curvatures(Block(*(None if a is None else a[:1, ...] for a in first)))
+        if one.dense is None and one.root is not None and one.rows_sum_to_zero:
+            return False  # softmax
+        bends = engine_of(self.blocks).map(
+            lambda part: any(_bends_down(layer, block) for block in by_rows(part)), parts_of(self.blocks)
+        )
+        return any(bends)
 
 
-def row_blocks(blocks: Blocks, n_columns: int) -> Any:
+def _bends_down(layer: LinearLayer, block: Block) -> bool:
+    """Return whether the curvature of some row has a negative eigenvalue."""
+    n_rows = max(1, WORKSPACE_BYTES // (32 * layer.n_outputs**2))
+    for rows in row_slices(block.phi.shape[0], n_rows):
+        weight = None if block.weight is None else block.weight[rows]
+        curvature = layer.curvatures(Block(block.phi[rows, :], block.target[rows, ...], weight))
+        if curvature.diagonal is not None and curvature.root is None:
+            values = curvature.diagonal
+        else:
+            values = namespace(block.phi).linalg.eigvalsh(curvature.matrices())
+        xp = namespace(values)
+        rounding = 100 * float(xp.finfo(values.dtype).eps) * float(xp.max(xp.abs(values)))
+        if float(xp.min(values)) < -rounding:
+            return True
+    return False
+
+
+def row_blocks(blocks: Iterable[Block], n_columns: int) -> Any:
     """Yield blocks of rows in float64, so few at a time that ``n_columns`` of each fit the workspace."""
     for block in by_rows(blocks):
         xp = namespace(block.phi)
@@ -175,19 +188,24 @@ def row_blocks(blocks: Blocks, n_columns: int) -> Any:
 
 def second_moment(blocks: Blocks) -> tuple[Array, float]:
     """Return ``sum_i w_i phi_i phi_i^T / sum_i w_i`` in float64, and ``sum_i w_i``."""
-    total, weights = None, 0.0
-    for block in row_blocks(blocks, next(iter(blocks)).phi.shape[-1]):
-        xp = namespace(block.phi)
-        phi = block.phi
-        if block.weight is None:
-            weights += phi.shape[0]
-        else:
-            weights += float(xp.sum(block.weight))
-            phi = phi * xp.sqrt(block.weight)[:, None]
-        total = rank_k_update(total, phi, 1.0)
-    assert total is not None  # the data layer refuses an empty training set
-    xp = namespace(total)
-    symmetric = xp.tril(total) + xp.matrix_transpose(xp.tril(total, k=-1))
+    n_columns = next(iter(blocks)).phi.shape[-1]
+
+    def of_part(part: Part) -> tuple[Array, float]:
+        moment, weights = None, 0.0
+        for block in row_blocks(part, n_columns):
+            xp = namespace(block.phi)
+            phi = block.phi
+            if block.weight is None:
+                weights += phi.shape[0]
+            else:
+                weights += float(xp.sum(block.weight))
+                phi = phi * xp.sqrt(block.weight)[:, None]
+            moment = rank_k_update(moment, phi, 1.0)
+        return moment, weights
+
+    moment, weights = total(blocks, of_part)
+    xp = namespace(moment)
+    symmetric = xp.tril(moment) + xp.matrix_transpose(xp.tril(moment, k=-1))
     return symmetric / (weights or 1.0), weights
 
 

@@ -111,11 +111,15 @@ class WoodburyIHVP(InverseHessianVectorProduct):
         value = scaled - self._back(pulled.reshape(-1, m * n_outputs)).reshape(d, m, n_outputs).transpose(
             1, 0, 2
         )
-        if self._relative_residual is None:
+        if self._relative_residual is None and self.blocks is not None:
             gap = as_numpy(self.product(value[:1])) - wide[:1]
             norm = float(np.linalg.norm(wide[0]))
             self._relative_residual = float(np.linalg.norm(gap)) / norm if norm else 0.0
-        return Solution(value, True, iterations=0, relative_residual=self._relative_residual)
+        return Solution(value, True, iterations=0, relative_residual=self._relative_residual or 0.0)
+
+    def for_samples(self) -> WoodburyIHVP:
+        """Return itself; its matrix is of the training samples. See the base class."""
+        return self._without()
 
     def self_products(self, phi: Array, r: Array, outputs: Array | None = None) -> Array:
         """Return ``(H^{-1} g_i)^T phi_i = Q_i r_i``; see the base class."""

@@ -1,6 +1,6 @@
 """The store of a training set, in memory or on disk."""
 
-from whence.index.base import CACHE, Index, shuffle_buffer_sample
+from whence.index.base import CACHE, Index, IndexPart, shuffle_buffer_sample
 from whence.index.building import Writer, write_index
 from whence.index.methods import Method, StoredMethod, stored_methods
 from whence.index.shard import Shard
@@ -9,6 +9,7 @@ from whence.index.store import StoredIndex, check_folder, holds_index
 __all__ = [
     "CACHE",
     "Index",
+    "IndexPart",
     "Method",
     "Shard",
     "StoredIndex",

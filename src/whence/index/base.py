@@ -16,6 +16,7 @@ import numpy as np
 
 from whence._arrays import Array, as_array, as_numpy, namespace
 from whence._errors import WhenceError, described
+from whence.engine import Engine, Serial, cut
 from whence.index.shard import (
     RowBuffer,
     Shard,
@@ -27,7 +28,7 @@ from whence.index.shard import (
 )
 from whence.linear_layer import Block
 
-__all__ = ["CACHE", "Index", "check_ids", "shuffle_buffer_sample"]
+__all__ = ["CACHE", "Index", "IndexPart", "check_ids", "shuffle_buffer_sample"]
 
 
 class CACHE(Enum):
@@ -41,6 +42,35 @@ class CACHE(Enum):
     MEMORY = 0
     DISK = 1
     NO_CACHE = 2
+
+
+class IndexPart:
+    """Some consecutive shards of an index; iterating it yields their blocks.
+
+    Attributes
+    ----------
+    shards : sequence of Shard
+    first : int
+        The number of the first of them in the index.
+    row : int
+        The row of their first sample.
+    """
+
+    def __init__(self, shards: Sequence[Shard], first: int, row: int) -> None:
+        self.shards = shards
+        self.first = first
+        self.row = row
+
+    def __iter__(self) -> Iterator[Block]:
+        for shard in self.shards:
+            yield shard.block
+
+    def starts(self) -> Iterator[tuple[int, Shard]]:
+        """Yield each shard with the row of its first sample."""
+        row = self.row
+        for shard in self.shards:
+            yield row, shard
+            row += shard.n_samples
 
 
 class Index:
@@ -74,6 +104,8 @@ class Index:
         self._order: str | None = None
         #: What the features belong to: the layer, its weights, the loss.
         self.identity: dict[str, Any] = {}
+        #: Where work on the shards is done.
+        self.engine: Engine = Serial()
 
     # ------------------------------------------------------------------ building
 
@@ -112,10 +144,13 @@ class Index:
     def close(self) -> None:
         """Let go of what building holds, if it is not finished: nothing here."""
 
-    def store_coefficients(self, function: Callable[[Block], Array], method: Any) -> None:
+    def store_coefficients(
+        self, function: Callable[[Block], Array], method: Any, engine: Engine | None = None
+    ) -> None:
         """Keep ``function(block)``, shape ``(n, C)``, beside the features of every shard.
 
-        ``method()`` says what they are of, where that is recorded: not in memory.
+        ``method()`` says what they are of, and ``engine`` where they are computed, where they are
+        stored: in memory neither plays a part.
         """
         for shard in self.shards:
             shard.coefficients = function(shard.block)
@@ -157,10 +192,14 @@ class Index:
 
     def starts(self) -> Iterator[tuple[int, Shard]]:
         """Yield each shard with the row of its first sample."""
-        start = 0
-        for shard in self.shards:
-            yield start, shard
-            start += shard.n_samples
+        return IndexPart(self.shards, 0, 0).starts()
+
+    def parts(self) -> Iterator[IndexPart]:
+        """Yield the index in the parts that work is divided into; see :mod:`whence.engine`."""
+        counts = self.counts
+        rows = np.cumsum([0, *counts])
+        for some in cut(counts):
+            yield IndexPart(self.shards[some.start : some.stop], some.start, int(rows[some.start]))
 
     @property
     def order(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,16 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
-from whence.index.files import Lock, check_checksum, check_size, open_array, write_array, write_json
+from whence.engine import Engine
+from whence.index.files import (
+    Lock,
+    Stamp,
+    check_checksum,
+    check_size,
+    open_array,
+    write_array,
+    write_json,
+)
 from whence.index.shard import Shard
 
 __all__ = ["METHOD_FILE", "Method", "StoredMethod", "stored_methods", "write_method"]
@@ -84,10 +93,6 @@ class StoredMethod:
     def _array(self, name: str) -> np.ndarray:
         return open_array(self.folder / self.record["files"][name]["file"])
 
-    def coefficients(self, number: int) -> np.ndarray:
-        """Return the coefficients of a shard, memory-mapped."""
-        return open_array(self.folder / self.record["coefficients"][number]["file"])
-
     def check_weights(self, method: Method) -> None:
         """Raise if a method of the same description computes something else."""
         there, here = self.check, as_numpy(method.check)
@@ -118,9 +123,10 @@ def stored_methods(folder: Path) -> list[StoredMethod]:
 
 def write_method(
     index_folder: Path,
-    shards: Any,
+    parts: Callable[[], Iterator[Any]],
     function: Callable[[Any], Array],
     method: Method,
+    engine: Engine,
 ) -> StoredMethod:
     """Return the stored method, written first unless it is there already and unharmed.
 
@@ -140,10 +146,8 @@ def write_method(
         folder.mkdir(exist_ok=True)
         arrays = {"check": method.check, **method.state}
         files = {name: write_array(folder / f"{name}.npy", as_numpy(a)) for name, a in arrays.items()}
-        coefficients = [
-            write_array(folder / f"coefficients-{number:05d}.npy", _computed(function, shard))
-            for number, shard in enumerate(shards)
-        ]
+        steps = engine.map(lambda part: _written(folder, part, function), parts())
+        coefficients = [stamp for stamps in steps for stamp in stamps]
         record = {
             "about": method.about,
             "settings": method.settings,
@@ -153,6 +157,14 @@ def write_method(
         }
         write_json(folder / METHOD_FILE, record)
     return StoredMethod(folder)
+
+
+def _written(folder: Path, part: Any, function: Callable[[Any], Array]) -> list[Stamp]:
+    """Write the coefficients of some shards and return what is recorded of their files."""
+    return [
+        write_array(folder / f"coefficients-{number:05d}.npy", _computed(function, shard))
+        for number, shard in enumerate(part.shards, part.first)
+    ]
 
 
 def _computed(function: Callable[[Any], Array], shard: Shard) -> np.ndarray:

@@ -24,10 +24,12 @@ from typing import Any
 from whence._arrays import Array
 from whence._errors import WhenceError
 from whence._paths import as_path, explain_failures
+from whence.engine import Engine, as_engine
 from whence.index.base import Index
 from whence.index.files import (
     LOCK,
     PART,
+    Stamp,
     check_checksum,
     check_size,
     open_array,
@@ -90,22 +92,44 @@ def read_json(file: Path, fix: str) -> dict[str, Any]:
     return content
 
 
-class _Shards(Sequence[Shard]):
-    """The shards of a folder, each mapped when it is asked for, so that memory is one shard's."""
+class StoredShards(Sequence[Shard]):
+    """Shards of a folder, each mapped when it is asked for, so that memory is one shard's.
 
-    def __init__(self, index: StoredIndex) -> None:
-        self._index = index
+    A slice of them is what another process needs to read its part.
+
+    Parameters
+    ----------
+    folder : Path
+    records : list of dict
+        What the manifest says of each shard.
+    method : Path, optional
+        The folder of a method.
+    coefficients : list of dict, optional
+        The files of the method's coefficients, one a shard.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        records: list[dict[str, Any]],
+        method: Path | None = None,
+        coefficients: list[Stamp] | None = None,
+    ) -> None:
+        self._folder = folder
+        self._records = records
+        self._method = method
+        self._coefficients = coefficients
 
     def __len__(self) -> int:
-        return len(self._index.manifest["shards"])
+        return len(self._records)
 
     def __getitem__(self, item: Any) -> Any:
         if isinstance(item, slice):
-            return [self[i] for i in range(*item.indices(len(self)))]
-        number = range(len(self))[item]
-        shard = map_shard(self._index.folder, self._index.manifest["shards"][number])
-        if self._index.method is not None:
-            shard.coefficients = self._index.method.coefficients(number)
+            some = None if self._coefficients is None else self._coefficients[item]
+            return StoredShards(self._folder, self._records[item], self._method, some)
+        shard = map_shard(self._folder, self._records[item])
+        if self._method is not None and self._coefficients is not None:
+            shard.coefficients = open_array(self._method / self._coefficients[item]["file"])
         return shard
 
 
@@ -122,6 +146,8 @@ class StoredIndex(Index):
     path : path
     verify : bool, default=True
         Whether to compare every file with its checksum; lengths are compared in any case.
+    engine : optional
+        Where work on the shards is done; see :func:`~whence.engine.as_engine`.
 
     Raises
     ------
@@ -130,13 +156,14 @@ class StoredIndex(Index):
         do.
     """
 
-    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+    def __init__(self, path: str | Path, *, verify: bool = True, engine: Any = None) -> None:
         super().__init__()
+        self.engine = as_engine(engine)
         self.folder = as_path(path)
         self.manifest = _manifest_of(self.folder)
         self.identity = self.manifest["identity"]
         self.method: StoredMethod | None = None
-        self.shards = _Shards(self)
+        self.shards = StoredShards(self.folder, self.manifest["shards"])
         for record in self.manifest["shards"]:
             refuse_damage(self.folder, damage(self.folder, record, thoroughly=verify))
         if self.manifest["ids"] is not None:
@@ -168,11 +195,21 @@ class StoredIndex(Index):
     def use_method(self, stored: StoredMethod, *, verify: bool = True) -> None:
         """Take the coefficients from a method of the folder."""
         refuse_damage(self.folder, stored.damage(thoroughly=verify))
-        self.method = stored
+        self._take(stored)
 
-    def store_coefficients(self, function: Callable[[Block], Array], method: Callable[[], Method]) -> None:
+    def store_coefficients(
+        self,
+        function: Callable[[Block], Array],
+        method: Callable[[], Method],
+        engine: Engine | None = None,
+    ) -> None:
         """Keep the coefficients of a method in a folder of its own; nothing is written if it is there."""
-        self.method = write_method(self.folder, self.shards, function, method())
+        self._take(write_method(self.folder, self.parts, function, method(), engine or self.engine))
+
+    def _take(self, method: StoredMethod) -> None:
+        self.method = method
+        records = self.manifest["shards"]
+        self.shards = StoredShards(self.folder, records, method.folder, method.record["coefficients"])
 
 
 def refuse_damage(folder: Path, wrong: str | None) -> None:

@@ -15,6 +15,7 @@ from whence._arrays import Array, as_numpy, astype, check_finite, like, namespac
 from whence._errors import WhenceError
 from whence._tables import row_names
 from whence.data import Batch, Dataset, fingerprints, leaves, open_dataset
+from whence.engine import as_engine
 from whence.index import Index, StoredIndex, Writer
 from whence.linear_layer import Block, LinearLayer
 from whence.losses import Loss
@@ -262,6 +263,7 @@ class InfluenceModel:
         argument: str = "dataset",
         path: str | Path | None = None,
         feature_dtype: Any = None,
+        engine: Any = None,
     ) -> Index:
         """Pass over a training set once and store what the layer sees of it.
 
@@ -279,12 +281,24 @@ class InfluenceModel:
             through the model.
         feature_dtype : {None, "float16", "float32"}, default=None
             What features are stored as; ``None`` leaves them as the model gives them.
+        engine : int or dask.distributed.Client or Engine, optional
+            Where work on the index is done: in so many threads, or on a cluster, for which the index must
+            have a ``path`` that its workers reach. See :func:`~whence.engine.as_engine`.
         """
+        place = as_engine(engine)
+        if place.is_remote and path is None:
+            raise WhenceError(
+                "index_path",
+                "a folder that all workers reach, since they share the index through it",
+                "None",
+                "Give one on a shared file system, or in an object store: 's3://bucket/train.index'.",
+            )
         opened = self.open(dataset, argument)
         index = Index(feature_dtype) if path is None else Writer(path, feature_dtype)
         try:
             filled = self._fill(index, opened, row_names(dataset) if ids is None else ids, progress)
             self._n_samples = filled.n_samples
+            filled.engine = place
             return filled
         finally:
             index.close()
