@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from whence._errors import WhenceError
+from whence._errors import MissingExtraError, WhenceError
 
-__all__ = ["as_path", "check_file", "explain_failures"]
+__all__ = ["as_path", "check_file", "explain_failures", "is_remote"]
 
 
 def as_path(path: Any, what: str = "a folder") -> Path:
     """Return a path that a user gave, or raise if it is none.
+
+    An address such as ``s3://bucket/folder`` becomes a ``upath.UPath``, which does what a
+    ``pathlib.Path`` does on any file system of fsspec.
 
     Examples
     --------
@@ -24,13 +27,39 @@ def as_path(path: Any, what: str = "a folder") -> Path:
         ...
     whence._errors.WhenceError: path: expected a folder, as text or a pathlib.Path, got 3. Pass its name.
     """
+    if is_remote(path):
+        return path
     try:
         text = os.fspath(path)
     except TypeError:
         text = None
     if isinstance(text, str) and "\0" not in text:
-        return Path(text)
+        scheme, _, rest = text.partition("://")
+        if not rest:
+            return Path(text)
+        return Path(rest) if scheme in ("file", "local") else _remote(text)
     raise WhenceError("path", f"{what}, as text or a pathlib.Path", repr(path), "Pass its name.")
+
+
+def is_remote(path: Any) -> bool:
+    """Return whether a path is on a file system of fsspec, which has neither maps nor locks."""
+    return not isinstance(path, Path) and hasattr(path, "fs") and hasattr(path, "path")
+
+
+def _remote(address: str) -> Any:
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise MissingExtraError("upath", "distributed") from error
+    try:
+        path = UPath(address)
+        path.fs  # noqa: B018  (connects, so that what is missing is told here)
+    except (ImportError, ValueError) as error:
+        fix = "Install what brings it, such as s3fs for s3:// or gcsfs for gs://, or mend the address."
+        raise WhenceError(
+            f"path {address!r}", "an address of a file system that fsspec knows", str(error), fix
+        ) from error
+    return path
 
 
 @contextlib.contextmanager

@@ -210,6 +210,13 @@ class Dataset(ABC):
         except TypeError:
             return None
 
+    def reader(self, engine: Any) -> Any:
+        """Return what reads parts of it in other processes, a ``Reader``; None if it must be iterated.
+
+        ``engine`` may be asked to look into it first.
+        """
+        return None
+
     @abstractmethod
     def pair_with(self, function: Callable[[Batch], Any]) -> Any:
         """Return a dataset of the user's kind: ``(batch, function(batch))``, computed as it is iterated.
@@ -336,6 +343,11 @@ class SequenceDataset(Dataset):
         for number in range(len(self._batches)):
             yield self._batches[number]
 
+    def reader(self, engine: Any) -> Any:
+        from whence.data_readers import BatchReader
+
+        return BatchReader(self._batches, self.argument)
+
     def pair_with(self, function: Callable[[Batch], Any]) -> Any:
         self.probe(function)
         return self._paired(function)
@@ -381,6 +393,11 @@ class ArraysDataset(SequenceDataset):
         n_batches = -(-lengths.pop() // ARRAY_BATCH_ROWS) if lengths else 0
         super().__init__(BatchList(n_batches, self._cut), argument)
 
+    def reader(self, engine: Any) -> Any:
+        from whence.data_readers import ArraysReader
+
+        return ArraysReader(self._arrays, self.argument)
+
     def _cut(self, number: int) -> Any:
         rows = slice(number * ARRAY_BATCH_ROWS, (number + 1) * ARRAY_BATCH_ROWS)
         return map_leaves(lambda leaf: _cut_rows(leaf, rows), self._arrays)
@@ -423,6 +440,10 @@ def _open(dataset: Any, argument: str) -> Dataset:
         from whence.data_tensorflow import TensorFlowDataset
 
         return TensorFlowDataset(dataset, argument)
+    if module == "whence.data_readers":
+        from whence.data_readers import ShardedDataset
+
+        return ShardedDataset(dataset, argument)
     if isinstance(dataset, tuple) and len(dataset) in (2, 3):
         return ArraysDataset(dataset, argument)
     if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not _is_array(dataset):

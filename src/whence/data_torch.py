@@ -11,8 +11,9 @@ import torch
 from whence._arrays import as_numpy
 from whence._errors import WhenceError
 from whence.data import ARRAY_BATCH_ROWS, Batch, Dataset, map_leaves
+from whence.data_readers import Piece, Reader
 
-__all__ = ["TorchDataset", "open_torch"]
+__all__ = ["LoaderReader", "TorchDataset", "open_torch"]
 
 
 def open_torch(dataset: Any, argument: str) -> TorchDataset:
@@ -57,6 +58,13 @@ class TorchDataset(Dataset):
     def elements(self) -> Iterator[Any]:
         yield from self._loader
 
+    def reader(self, engine: Any) -> LoaderReader | None:
+        loader, data = self._loader, torch.utils.data
+        in_order = type(loader.batch_sampler) is data.BatchSampler and (
+            type(loader.sampler) is data.SequentialSampler
+        )
+        return LoaderReader(loader, self.argument) if in_order else None
+
     def pair_with(self, function: Callable[[Batch], Any]) -> Any:
         self.probe(function)
         return self._paired(function)
@@ -86,6 +94,35 @@ class TorchDataset(Dataset):
 
         self.probe(lambda batch: function(0, batch))
         return _loader_of(generate, len(outer))
+
+
+class LoaderReader(Reader):
+    """What a DataLoader without a shuffle reads, sample by sample, so that one that fails is known."""
+
+    def __init__(self, loader: Any, argument: str) -> None:
+        self._dataset = loader.dataset
+        self._collate = loader.collate_fn
+        self._argument = argument
+        n_samples, size = len(loader.dataset), loader.batch_size
+        n_samples -= n_samples % size if loader.drop_last else 0
+        self.starts = np.minimum(np.arange(0, n_samples + size, size), n_samples)
+
+    def read(self, unit: int) -> Iterator[Piece]:
+        samples: list[Any] = []
+        row = start = int(self.starts[unit])
+        for row in range(start, int(self.starts[unit + 1])):
+            try:
+                samples.append(self._dataset[row])
+            except Exception as error:
+                if samples:
+                    yield self._piece(row - len(samples), samples, unit)
+                samples = []
+                yield Piece(row, 1, None, unit, self._argument, error)
+        if samples:
+            yield self._piece(row + 1 - len(samples), samples, unit)
+
+    def _piece(self, row: int, samples: list[Any], unit: int) -> Piece:
+        return Piece(row, len(samples), self._collate(samples), unit, self._argument)
 
 
 class _Results(torch.utils.data.IterableDataset):

@@ -252,7 +252,8 @@ class Index:
             if array is not None:
                 xp = namespace(array)
                 array = xp.take(array, xp.asarray(at), axis=0)
-            pieces.append((array, (at.size, *shard.features.shape[1:-1])))  # no map of the whole is kept
+            shape = (at.size, *shard.features.shape[1:-1]) if name == "weight" else (at.size,)
+            pieces.append((array, shape))  # no map of the whole is kept
             places.append(wanted)
         if name == "weight":
             result = joined_weights(pieces)

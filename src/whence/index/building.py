@@ -16,7 +16,7 @@ from whence._errors import WhenceError
 from whence._paths import as_path, explain_failures
 from whence._sparse import SparseRows
 from whence.index.base import Index, check_ids
-from whence.index.files import Lock, open_array, write_array, write_json
+from whence.index.files import Lock, open_array, remove_parts, write_array, write_json
 from whence.index.layout import arrays_of
 from whence.index.shard import Shard, check_feature_dtype, narrow, shard_rows
 from whence.index.store import (
@@ -25,10 +25,10 @@ from whence.index.store import (
     FORMAT_VERSION,
     MANIFEST,
     StoredIndex,
+    StoredShard,
     check_folder,
     damage,
     holds_index,
-    map_shard,
     read_json,
     refuse_other,
 )
@@ -169,7 +169,7 @@ class Writer(Index):
         names = check_ids(ids, self._n_seen)
         stamp = None if self._manifest is None else self._manifest["ids"]
         if self._manifest is not None and names is not None:
-            there = None if stamp is None else open_array(self.folder / stamp["file"])
+            there = None if stamp is None else open_array(self.folder / stamp["file"], stamp)
             if there is None or not np.array_equal(there, names):
                 raise WhenceError(
                     "ids",
@@ -178,6 +178,7 @@ class Writer(Index):
                     "Leave ids out to take those that are stored, or choose another path.",
                 )
         if self._lock is not None:
+            remove_parts(self.folder)
             if names is not None:
                 stamp = write_array(self.folder / "ids.npy", names)
             self._write_manifest(stamp)
@@ -219,7 +220,7 @@ class Writer(Index):
     def _write_manifest(self, ids: dict[str, Any] | None) -> None:
         assert self._plan is not None
         records = [self._records[number] for number in range(len(self._records))]
-        self.shards = [map_shard(self.folder, record) for record in records]
+        self.shards = [StoredShard(self.folder, record) for record in records]
         content = self._plan | {
             "n_samples": self._n_seen,
             "order": self.order,
@@ -243,7 +244,7 @@ class Writer(Index):
             start += n
 
     def _compare_prints(self, fingerprint: np.ndarray, number: int, place: slice) -> None:
-        stored = map_shard(self.folder, self._records[number]).fingerprint[place]
+        stored = StoredShard(self.folder, self._records[number]).fingerprint[place]
         if len(stored) < len(fingerprint):
             n_stored = number * self._shard_rows + self._records[number]["n_samples"]
             raise self._other_training_set(f"{n_stored} samples, where the training set goes on")
@@ -254,13 +255,13 @@ class Writer(Index):
 
     def _difference(self, fingerprint: np.ndarray, row: int) -> str:
         for record in self._records.values():
-            if (map_shard(self.folder, record).fingerprint == fingerprint).any():
+            if (StoredShard(self.folder, record).fingerprint == fingerprint).any():
                 return f"the same samples in another order, from sample {row} on"
         return f"other samples, from sample {row} on"
 
     def _compare_features(self, features: Array, number: int, place: slice) -> None:
         """Raise if the model before the layer is not the one that the stored features are of."""
-        stored = map_shard(self.folder, self._records[number]).features[place]
+        stored = StoredShard(self.folder, self._records[number]).features[place]
         there, here = (as_numpy(part).astype(np.float64) for part in (stored, features))
         if there.shape[1:] != here.shape[1:]:
             n_positions = min(there.shape[1], here.shape[1])  # padded to the longest of the shard

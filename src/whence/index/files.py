@@ -1,7 +1,8 @@
 """Files that are there whole or not at all, what tells that they are unharmed, and a lock.
 
 A file is written under another name, synced to the disk, and renamed; a process that is killed leaves at
-most a ``.part`` behind, which no one reads.
+most a ``.part`` behind, which no one reads. On a file system of fsspec a file is put whole: object stores
+do that at once; elsewhere it is renamed too. It is read whole, and compared with its checksum each time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from whence._errors import WhenceError
-from whence._paths import explain_failures
+from whence._paths import explain_failures, is_remote
 
 __all__ = [
     "LOCK",
@@ -30,6 +32,7 @@ __all__ = [
     "check_size",
     "open_array",
     "plain",
+    "remove_parts",
     "write_array",
     "write_json",
     "written_whole",
@@ -41,6 +44,9 @@ PART = ".part"
 #: The file that the lock is on.
 LOCK = "lock"
 
+#: File systems of fsspec on which a file that is put is there whole or not at all.
+PUT_WHOLE = {"abfs", "abfss", "adl", "az", "gcs", "gs", "memory", "oci", "s3", "s3a"}
+
 #: What is recorded of a file: its name, its length in bytes, and the CRC-32 of all of them.
 Stamp = dict[str, Any]
 
@@ -50,7 +56,14 @@ CHUNK_BYTES = 4 * 2**20
 @contextlib.contextmanager
 def written_whole(file: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name once it is complete and on the disk."""
-    part = file.with_name(file.name + PART)
+    # A name of its own: on a cluster two workers may be at the same file, one of them given up for lost.
+    part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}{PART}")
+    if is_remote(file):
+        buffer = io.BytesIO()
+        yield buffer
+        with explain_failures(file.parent):
+            _put(file, part, buffer.getvalue())
+        return
     with explain_failures(file.parent):
         try:
             with open(part, "wb") as handle:
@@ -99,10 +112,48 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
-def open_array(file: Path) -> np.ndarray:
-    """Return an ``.npy`` file, memory-mapped."""
+def remove_parts(folder: Path) -> None:
+    """Remove what processes that were killed left behind; no other may be writing there."""
+    for part in folder.glob(f"*{PART}"):
+        part.unlink(missing_ok=True)
+
+
+def _put(file: Any, part: Any, content: bytes) -> None:
+    if file.protocol in PUT_WHOLE:
+        file.fs.pipe_file(file.path, content)
+        return
+    file.fs.pipe_file(part.path, content)
+    file.fs.mv(part.path, file.path)
+
+
+def open_array(file: Path, stamp: Stamp) -> np.ndarray:
+    """Return an ``.npy`` file: memory-mapped, or read whole where that cannot be.
+
+    Raises
+    ------
+    WhenceError
+        If what was read is not what was written.
+    """
+    if is_remote(file):
+        return _read_array(file, stamp)
     mapped = np.load(file, mmap_mode="r", allow_pickle=False)
     return np.asarray(mapped)  # a plain array over the map, which lives as long as the array
+
+
+def _read_array(file: Path, stamp: Stamp) -> np.ndarray:
+    with explain_failures(file.parent):
+        content = file.read_bytes()
+    if len(content) != stamp["bytes"] or zlib.crc32(content) != stamp["crc32"]:
+        raise WhenceError(
+            f"path {str(file)!r}",
+            "a file as it was written",
+            "another content (CRC-32)",
+            "Read it once more; if it stays so, make the method again with index_path= its folder.",
+        )
+    handle = io.BytesIO(content)
+    np.lib.format.read_magic(handle)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(handle)
+    return np.frombuffer(content, dtype, offset=handle.tell()).reshape(shape)
 
 
 def check_size(folder: Path, stamp: Stamp) -> str | None:
@@ -122,7 +173,7 @@ def check_checksum(folder: Path, stamp: Stamp) -> str | None:
     if wrong is not None:
         return wrong
     crc = 0
-    with open(folder / stamp["file"], "rb") as handle:
+    with (folder / stamp["file"]).open("rb") as handle:
         while chunk := handle.read(CHUNK_BYTES):
             crc = zlib.crc32(chunk, crc)
     return None if crc == stamp["crc32"] else f"{stamp['file']} is not what was written (CRC-32)"
@@ -141,9 +192,16 @@ class Lock:
     ------
     WhenceError
         If another process holds it, or the folder cannot be written to.
+
+    Notes
+    -----
+    A file system of fsspec has no locks: there, nothing is held.
     """
 
     def __init__(self, folder: Path, *, wait: bool = False) -> None:
+        self._handle = -1
+        if is_remote(folder):
+            return
         with explain_failures(folder):
             self._handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -18,7 +18,7 @@ from whence._arrays import as_numpy
 from whence._sparse import SparseRows
 from whence.index.shard import Shard
 
-__all__ = ["arrays_of", "shard_of"]
+__all__ = ["array_of", "arrays_of"]
 
 #: The arrays of a shard.
 ARRAYS = ("features", "target", "weight", "fingerprint")
@@ -62,16 +62,15 @@ def _parts(matrix: Any, dtype: str) -> dict[str, np.ndarray]:
     return {f"features-{part}": getattr(matrix, part).astype(kinds[part], copy=False) for part in PARTS}
 
 
-def shard_of(open_file: Callable[[str], np.ndarray], record: Mapping[str, Any]) -> Shard:
-    """Return a shard by its record; ``open_file(name)`` opens each file."""
+def array_of(name: str, record: Mapping[str, Any], open_file: Callable[[dict[str, Any]], Any]) -> Any:
+    """Return one array of a shard by its record, or None; ``open_file(stamp)`` opens each file."""
     files = record["files"]
-    arrays: dict[str, Any] = {
-        name: open_file(files[name]["file"]) if name in files else None for name in ARRAYS
-    }
-    if arrays["features"] is None:
-        parts = {part: open_file(files[f"features-{part}"]["file"]) for part in PARTS}
-        arrays["features"] = _sparse(**parts, n_features=record["n_features"])
-    return Shard(**arrays)
+    if name in files:
+        return open_file(files[name])
+    if name != "features":
+        return None
+    parts = {part: open_file(files[f"features-{part}"]) for part in PARTS}
+    return _sparse(**parts, n_features=record["n_features"])
 
 
 def _sparse(*, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_features: int) -> SparseRows:

@@ -91,7 +91,8 @@ class StoredMethod:
         return {name: self._array(name) for name in self.record["state"]}
 
     def _array(self, name: str) -> np.ndarray:
-        return open_array(self.folder / self.record["files"][name]["file"])
+        stamp = self.record["files"][name]
+        return open_array(self.folder / stamp["file"], stamp)
 
     def check_weights(self, method: Method) -> None:
         """Raise if a method of the same description computes something else."""

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from whence._arrays import Array
 from whence._errors import WhenceError
 from whence._paths import as_path, explain_failures
-from whence.engine import Engine, as_engine
+from whence.engine import Engine, as_engine, cut
 from whence.index.base import Index
 from whence.index.files import (
     LOCK,
@@ -34,7 +35,7 @@ from whence.index.files import (
     check_size,
     open_array,
 )
-from whence.index.layout import shard_of
+from whence.index.layout import array_of
 from whence.index.methods import Method, StoredMethod, write_method
 from whence.index.shard import Shard
 from whence.linear_layer import Block
@@ -127,15 +128,53 @@ class StoredShards(Sequence[Shard]):
         if isinstance(item, slice):
             some = None if self._coefficients is None else self._coefficients[item]
             return StoredShards(self._folder, self._records[item], self._method, some)
-        shard = map_shard(self._folder, self._records[item])
-        if self._method is not None and self._coefficients is not None:
-            shard.coefficients = open_array(self._method / self._coefficients[item]["file"])
-        return shard
+        stamp = None if self._coefficients is None else self._coefficients[item]
+        return StoredShard(self._folder, self._records[item], self._method, stamp)
 
 
-def map_shard(folder: Path, record: dict[str, Any]) -> Shard:
-    """Return a shard, memory-mapped."""
-    return shard_of(lambda file: open_array(folder / file), record)
+class StoredShard(Shard):
+    """A shard on disk: each array is mapped, or read, when it is first asked for.
+
+    Parameters
+    ----------
+    folder : Path
+    record : dict
+        What the manifest says of it.
+    method : Path, optional
+        The folder of a method.
+    coefficients : dict, optional
+        The file of the method's coefficients.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        record: dict[str, Any],
+        method: Path | None = None,
+        coefficients: Stamp | None = None,
+    ) -> None:
+        self._folder = folder
+        self._record = record
+        self._method = method
+        self._stamp = coefficients
+
+    @property
+    def n_samples(self) -> int:
+        return int(self._record["n_samples"])
+
+    def _array(self, name: str) -> Any:
+        return array_of(name, self._record, lambda stamp: open_array(self._folder / stamp["file"], stamp))
+
+    features = cached_property(lambda self: self._array("features"))
+    target = cached_property(lambda self: self._array("target"))
+    weight = cached_property(lambda self: self._array("weight"))
+    fingerprint = cached_property(lambda self: self._array("fingerprint"))
+
+    @cached_property
+    def coefficients(self) -> Any:  # type: ignore[override]
+        if self._method is None or self._stamp is None:
+            return None
+        return open_array(self._method / self._stamp["file"], self._stamp)
 
 
 class StoredIndex(Index):
@@ -159,17 +198,19 @@ class StoredIndex(Index):
     def __init__(self, path: str | Path, *, verify: bool = True, engine: Any = None) -> None:
         super().__init__()
         self.engine = as_engine(engine)
-        self.folder = as_path(path)
+        self.folder = as_path(path).absolute()
         self.manifest = _manifest_of(self.folder)
         self.identity = self.manifest["identity"]
         self.method: StoredMethod | None = None
         self.shards = StoredShards(self.folder, self.manifest["shards"])
-        for record in self.manifest["shards"]:
-            refuse_damage(self.folder, damage(self.folder, record, thoroughly=verify))
+        folder, parts = self.folder, cut(self.counts)
+        records = (self.manifest["shards"][some.start : some.stop] for some in parts)
+        for wrong in self.engine.map(lambda part: first_damage(folder, part, verify), records):
+            refuse_damage(folder, wrong)
         if self.manifest["ids"] is not None:
             look = check_checksum if verify else check_size
             refuse_damage(self.folder, look(self.folder, self.manifest["ids"]))
-            self._ids = open_array(self.folder / self.manifest["ids"]["file"])
+            self._ids = open_array(self.folder / self.manifest["ids"]["file"], self.manifest["ids"])
 
     @property
     def counts(self) -> list[int]:
@@ -243,6 +284,12 @@ def damage(folder: Path, record: dict[str, Any], *, thoroughly: bool = True) -> 
     look = check_checksum if thoroughly else check_size
     wrong = (look(folder, stamp) for stamp in record["files"].values())
     return next((text for text in wrong if text is not None), None)
+
+
+def first_damage(folder: Path, records: list[dict[str, Any]], thoroughly: bool) -> str | None:
+    """Return what is wrong with the first of some shards that is not as it was written, or None."""
+    found = (damage(folder, record, thoroughly=thoroughly) for record in records)
+    return next((wrong for wrong in found if wrong is not None), None)
 
 
 def refuse_other(folder: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
