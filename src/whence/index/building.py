@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from whence.index.store import (
     refuse_other,
 )
 
-__all__ = ["Writer", "write_index"]
+__all__ = ["Writer", "write_index", "write_shard"]
 
 #: How far features may differ from those stored, relative to the largest: what another device or batch
 #: size makes of the same model stays far below.
@@ -60,6 +60,9 @@ class Writer(Index):
     ----------
     path : path
     feature_dtype : {None, "float16", "float32"}, default=None
+    verify : bool, default=True
+        Whether to compare the files that are there with their checksums at once; else whoever goes on
+        from them does.
 
     Raises
     ------
@@ -67,19 +70,22 @@ class Writer(Index):
         If the folder holds other files, or another process is building there.
     """
 
-    def __init__(self, path: str | Path, feature_dtype: Any = None) -> None:
+    def __init__(self, path: str | Path, feature_dtype: Any = None, *, verify: bool = True) -> None:
         super().__init__(feature_dtype)
-        self.folder = as_path(path)
+        self.folder = as_path(path).absolute()
+        self._verify = verify
         check_folder(self.folder)
         with explain_failures(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._lock: Lock | None = None
         self._plan: dict[str, Any] | None = None
         self._manifest: dict[str, Any] | None = None
-        self._records: dict[int, dict[str, Any]] = {}
-        self._n_seen = 0
+        #: What is recorded of each shard that is there, by its number.
+        self.records: dict[int, dict[str, Any]] = {}
+        #: How many samples there are so far.
+        self.n_seen = 0
         self._look()
-        if self._manifest is None or len(self._records) < len(self._manifest["shards"]):
+        if self._manifest is None or not verify or len(self.records) < len(self._manifest["shards"]):
             self._lock = Lock(self.folder)
             self._look()  # another process may have gone on in between
 
@@ -97,11 +103,11 @@ class Writer(Index):
         if self._plan is not None:
             self._feature_dtype = _agreed_dtype(self.folder, self._feature_dtype, self._plan)
             self._shard_rows = self._plan["shard_rows"]
-        self._records = {}
+        self.records = {}
         for number, record in self._known_shards():
-            wrong = damage(self.folder, record)
+            wrong = damage(self.folder, record, thoroughly=self._verify)
             if wrong is None:
-                self._records[number] = record
+                self.records[number] = record
             elif self._lock is not None:
                 message = f"path {str(self.folder)!r}: {wrong}; shard {number} is computed again."
                 warnings.warn(message, stacklevel=2)
@@ -123,50 +129,64 @@ class Writer(Index):
 
     def holds(self, fingerprint: np.ndarray) -> bool:
         """Whether the next samples are stored already; they are then passed over."""
-        stop = self._n_seen + len(fingerprint)
+        stop = self.n_seen + len(fingerprint)
         if not self._shard_rows or len(fingerprint) == 0:
             return False
-        numbers = range(self._n_seen // self._shard_rows, (stop - 1) // self._shard_rows + 1)
-        if not all(number in self._records for number in numbers):
+        numbers = range(self.n_seen // self._shard_rows, (stop - 1) // self._shard_rows + 1)
+        if not all(number in self.records for number in numbers):
             return False
         for number, rows, place in self._pieces(len(fingerprint)):
             self._compare_prints(fingerprint[rows], number, place)
-        self._n_seen = stop
+        self.n_seen = stop
         return True
 
     def append(self, phi: Array, target: Array, weight: Array | None, fingerprint: Any) -> None:
         """Add a batch of samples; those that are stored already are compared with what is there."""
         features = narrow(phi, self._feature_dtype)
         features = features if isinstance(features, SparseRows) else as_numpy(features)
-        if self._plan is None:
-            self._write_plan(phi, features)
-        assert self._plan is not None
-        if list(features.shape[-1:]) != [self._plan["n_features"]]:
-            refuse_other(self.folder, {"d": features.shape[-1]}, {"d": self._plan["n_features"]})
+        self.plan_for(features, phi)
         n_complete = None if self._manifest is None else self._manifest["n_samples"]
-        if n_complete is not None and self._n_seen + len(features) > n_complete:
+        if n_complete is not None and self.n_seen + len(features) > n_complete:
             raise self._other_training_set(f"{n_complete} samples, where the training set goes on")
         weight = None if weight is None else as_numpy(weight)
         batch = Shard(features, as_numpy(target), weight, np.asarray(fingerprint))
         for number, rows, place in self._pieces(batch.n_samples):
             piece = batch.rows(rows.start, rows.stop)
-            if number in self._records:
+            if number in self.records:
                 self._compare_prints(piece.fingerprint, number, place)
                 self._compare_features(piece.features, number, place)
                 continue
             self._buffer.add(piece)
             if self._buffer.n_rows == self._shard_rows:
                 self._write_shard(number)
-        self._n_seen += batch.n_samples
+        self.n_seen += batch.n_samples
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the index will be; once there is a plan."""
+        assert self._plan is not None
+        return self._plan
+
+    @property
+    def feature_dtype(self) -> str | None:
+        """What features are narrowed to, if they are."""
+        return self._feature_dtype
+
+    def plan_for(self, features: Array, phi: Array | None = None) -> None:
+        """Plan an index of such features, of ``phi`` before they were narrowed, or go by the plan."""
+        if self._plan is None:
+            self._write_plan(features if phi is None else phi, features)
+        if list(features.shape[-1:]) != [self.plan["n_features"]]:
+            refuse_other(self.folder, {"d": features.shape[-1]}, {"d": self.plan["n_features"]})
 
     def finish(self, ids: Any = None) -> StoredIndex:
         """Close the index, name its samples (positions by default) and return it."""
         if self._buffer.n_rows:
-            self._write_shard((self._n_seen - 1) // self._shard_rows)
-        n_stored = sum(record["n_samples"] for record in self._records.values())
-        if n_stored != self._n_seen:
-            raise self._other_training_set(f"{n_stored} samples, where the training set has {self._n_seen}")
-        names = check_ids(ids, self._n_seen)
+            self._write_shard((self.n_seen - 1) // self._shard_rows)
+        n_stored = sum(record["n_samples"] for record in self.records.values())
+        if n_stored != self.n_seen:
+            raise self._other_training_set(f"{n_stored} samples, where the training set has {self.n_seen}")
+        names = check_ids(ids, self.n_seen)
         stamp = None if self._manifest is None else self._manifest["ids"]
         if self._manifest is not None and names is not None:
             there = None if stamp is None else open_array(self.folder / stamp["file"], stamp)
@@ -208,21 +228,14 @@ class Writer(Index):
 
     def _write_shard(self, number: int) -> None:
         shard = self._buffer.take(self._buffer.n_rows)
-        assert self._plan is not None
-        files = {
-            name: write_array(self.folder / f"{name}-{number:05d}.npy", array)
-            for name, array in arrays_of(shard, self._plan["feature_dtype"]).items()
-        }
-        record = {"n_samples": shard.n_samples, "n_features": self._plan["n_features"], "files": files}
-        write_json(self.folder / f"shard-{number:05d}.json", record)
-        self._records[number] = record
+        self.records[number] = write_shard(self.folder, self.plan, number, shard)
 
     def _write_manifest(self, ids: dict[str, Any] | None) -> None:
         assert self._plan is not None
-        records = [self._records[number] for number in range(len(self._records))]
+        records = [self.records[number] for number in range(len(self.records))]
         self.shards = [StoredShard(self.folder, record) for record in records]
         content = self._plan | {
-            "n_samples": self._n_seen,
+            "n_samples": self.n_seen,
             "order": self.order,
             "ids": ids,
             "shards": records,
@@ -235,18 +248,18 @@ class Writer(Index):
 
     def _pieces(self, n_rows: int) -> Iterator[tuple[int, slice, slice]]:
         """Cut the next rows by shard: its number, which of the rows, and their place in the shard."""
-        start, stop = self._n_seen, self._n_seen + n_rows
+        start, stop = self.n_seen, self.n_seen + n_rows
         while start < stop:
             number, offset = divmod(start, self._shard_rows)
             n = min(stop - start, self._shard_rows - offset)
-            first = start - self._n_seen
+            first = start - self.n_seen
             yield number, slice(first, first + n), slice(offset, offset + n)
             start += n
 
     def _compare_prints(self, fingerprint: np.ndarray, number: int, place: slice) -> None:
-        stored = StoredShard(self.folder, self._records[number]).fingerprint[place]
+        stored = StoredShard(self.folder, self.records[number]).fingerprint[place]
         if len(stored) < len(fingerprint):
-            n_stored = number * self._shard_rows + self._records[number]["n_samples"]
+            n_stored = number * self._shard_rows + self.records[number]["n_samples"]
             raise self._other_training_set(f"{n_stored} samples, where the training set goes on")
         if not np.array_equal(stored, fingerprint):
             first = int(np.flatnonzero(stored != fingerprint)[0])
@@ -254,14 +267,14 @@ class Writer(Index):
             raise self._other_training_set(self._difference(fingerprint[first], row))
 
     def _difference(self, fingerprint: np.ndarray, row: int) -> str:
-        for record in self._records.values():
+        for record in self.records.values():
             if (StoredShard(self.folder, record).fingerprint == fingerprint).any():
                 return f"the same samples in another order, from sample {row} on"
         return f"other samples, from sample {row} on"
 
     def _compare_features(self, features: Array, number: int, place: slice) -> None:
         """Raise if the model before the layer is not the one that the stored features are of."""
-        stored = StoredShard(self.folder, self._records[number]).features[place]
+        stored = StoredShard(self.folder, self.records[number]).features[place]
         there, here = (as_numpy(part).astype(np.float64) for part in (stored, features))
         if there.shape[1:] != here.shape[1:]:
             n_positions = min(there.shape[1], here.shape[1])  # padded to the longest of the shard
@@ -284,6 +297,29 @@ class Writer(Index):
             f"one of {got}",
             "Iterate it in the order that was stored (without a shuffle), or choose a new path.",
         )
+
+
+def write_shard(
+    folder: Path,
+    plan: dict[str, Any],
+    number: int,
+    shard: Shard,
+    skipped: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Write the files of a shard and return what is recorded of it; ``skipped`` was left out of it."""
+    files = {
+        name: write_array(folder / f"{name}-{number:05d}.npy", array)
+        for name, array in arrays_of(shard, plan["feature_dtype"]).items()
+    }
+    record: dict[str, Any] = {
+        "n_samples": shard.n_samples,
+        "n_features": plan["n_features"],
+        "files": files,
+    }
+    if skipped:
+        record["skipped"] = list(skipped)
+    write_json(folder / f"shard-{number:05d}.json", record)
+    return record
 
 
 def write_index(index: Index, path: str | Path) -> StoredIndex:

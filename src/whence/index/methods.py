@@ -20,6 +20,7 @@ from whence.index.files import (
     check_checksum,
     check_size,
     open_array,
+    remove_parts,
     write_array,
     write_json,
 )
@@ -149,6 +150,7 @@ def write_method(
         files = {name: write_array(folder / f"{name}.npy", as_numpy(a)) for name, a in arrays.items()}
         steps = engine.map(lambda part: _written(folder, part, function), parts())
         coefficients = [stamp for stamps in steps for stamp in stamps]
+        remove_parts(folder)
         record = {
             "about": method.about,
             "settings": method.settings,

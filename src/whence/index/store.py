@@ -218,6 +218,11 @@ class StoredIndex(Index):
         return [record["n_samples"] for record in self.manifest["shards"]]
 
     @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """What was left out with ``on_error="skip"``: each ``{"row": position, "error": reason}``."""
+        return [entry for record in self.manifest["shards"] for entry in record.get("skipped", [])]
+
+    @property
     def order(self) -> str:
         """A text that changes with the training set, its order included."""
         return str(self.manifest["order"])

@@ -99,12 +99,15 @@ class InfluenceModel:
         **options: Any,
     ) -> None:
         self.model = model
+        #: What it takes to wrap the model again, in another process.
+        self.arguments = (start_layer, loss_function, options)
         self._open(adapter_for(model, start_layer, loss_function, options))
 
     def at_layer(self, target_layer: int | str) -> InfluenceModel:
         """Return the same model with another target layer."""
         other = InfluenceModel.__new__(InfluenceModel)
         other.model = self.model
+        other.arguments = (target_layer, *self.arguments[1:])
         other._open(self._adapter.with_layer(target_layer))
         return other
 
@@ -169,6 +172,10 @@ class InfluenceModel:
             l2 += weights.l2_of_sum / self._n_training_samples()
             bias_l2 += weights.bias_l2_of_sum / self._n_training_samples()
         return LinearLayer(theta, self.loss, weights.bias is not None, l2, bias_l2)
+
+    def theta(self) -> np.ndarray:
+        """Return the target layer's weights ``(d, C)`` as they are now, in float64."""
+        return self._adapter.weights().theta()
 
     def _n_training_samples(self) -> int:
         if self._n_samples is None:
@@ -264,6 +271,7 @@ class InfluenceModel:
         path: str | Path | None = None,
         feature_dtype: Any = None,
         engine: Any = None,
+        on_error: str = "raise",
     ) -> Index:
         """Pass over a training set once and store what the layer sees of it.
 
@@ -284,8 +292,17 @@ class InfluenceModel:
         engine : int or dask.distributed.Client or Engine, optional
             Where work on the index is done: in so many threads, or on a cluster, for which the index must
             have a ``path`` that its workers reach. See :func:`~whence.engine.as_engine`.
+        on_error : {"raise", "skip"}, default="raise"
+            What to do about samples that cannot be read or that the model does not take. ``"skip"`` leaves
+            them out, for an index with a ``path``: its ``skipped`` lists them with their errors. The
+            others keep their positions as names, or those of ``ids``.
         """
         place = as_engine(engine)
+        if on_error not in ("raise", "skip"):
+            raise WhenceError("on_error", "'raise' or 'skip'", repr(on_error), "Choose one.")
+        if on_error == "skip" and path is None:
+            fix = "Give a folder, or on_error='raise'."
+            raise WhenceError("index_path", "a folder, since on_error='skip' records there", "None", fix)
         if place.is_remote and path is None:
             raise WhenceError(
                 "index_path",
@@ -294,9 +311,17 @@ class InfluenceModel:
                 "Give one on a shared file system, or in an object store: 's3://bucket/train.index'.",
             )
         opened = self.open(dataset, argument)
-        index = Index(feature_dtype) if path is None else Writer(path, feature_dtype)
+        names = row_names(dataset) if ids is None else ids
+        by_shares = place.is_remote or on_error == "skip"
+        index = Index(feature_dtype) if path is None else Writer(path, feature_dtype, verify=not by_shares)
         try:
-            filled = self._fill(index, opened, row_names(dataset) if ids is None else ids, progress)
+            if by_shares:
+                from whence.models.extraction import fill  # which wraps models itself
+
+                assert isinstance(index, Writer)  # a path was asked for above
+                filled: Index = fill(self, index, opened, names, progress, place, on_error)
+            else:
+                filled = self._fill(index, opened, names, progress)
             self._n_samples = filled.n_samples
             filled.engine = place
             return filled
@@ -315,8 +340,8 @@ class InfluenceModel:
                 continue
             seen = self.observe(batch)
             if theta is None:  # not before a batch was seen, on which some adapters choose the layer
-                theta = self._adapter.weights().theta()
-            self._check_losses(seen, theta, batch.where)
+                theta = self.theta()
+            self.check_losses(seen, theta, batch.where)
             if batch.number == 0:
                 index.begin(self.identity())
             counts = counts or seen.weight is None or bool(as_numpy(seen.weight).any())
@@ -453,7 +478,7 @@ class InfluenceModel:
             return counted
         return counted & (labels.reshape(counted.shape) != ignored)
 
-    def _check_losses(self, seen: Observation, theta: np.ndarray, where: str) -> None:
+    def check_losses(self, seen: Observation, theta: np.ndarray, where: str) -> None:
         """Raise unless every sample of a batch has a finite loss."""
         phi, target = seen.phi, seen.target
         assert target is not None  # the data layer refuses a training batch without labels

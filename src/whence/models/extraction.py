@@ -1,0 +1,428 @@
+"""Features of a training set in shares, each read, put through the model and stored by itself.
+
+A share is one or more shards of the index. Whoever takes it needs a reader of the dataset, the model and
+the index's folder, and says what it wrote: the samples go nowhere else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from whence._arrays import as_numpy, import_extra
+from whence._errors import WhenceError
+from whence._sparse import SparseRows
+from whence._tables import is_table
+from whence.data import Batch, Dataset, fingerprints, map_leaves, take_rows
+from whence.data_readers import Piece, Reader, is_small, splitter
+from whence.engine import Engine
+from whence.index import Shard, StoredIndex, Writer
+from whence.index.building import write_shard
+from whence.index.shard import RowBuffer, narrow
+from whence.index.store import StoredShard, damage
+from whence.models.base import InfluenceModel
+from whence.progress import track
+
+__all__ = ["Extraction", "fill"]
+
+#: A model is used by one thread at a time, however many a worker has: adapters catch a layer's input by
+#: hooks that all callers share.
+_model_in_use = threading.Lock()
+
+
+class Share(NamedTuple):
+    """Consecutive shards of an index, to be filled.
+
+    Attributes
+    ----------
+    numbers : range
+        The shards.
+    start, stop : int
+        Their rows of the dataset.
+    records : dict
+        What is recorded of those that are stored already.
+    pieces : list of Piece or None
+        The samples, where the client has read them.
+    """
+
+    numbers: range
+    start: int
+    stop: int
+    records: dict[int, dict[str, Any]]
+    pieces: list[Piece] | None = None
+
+
+class Filled(NamedTuple):
+    """What came of a share.
+
+    Attributes
+    ----------
+    records : dict
+        What to record of each shard.
+    counts : bool
+        Whether some sample has a weight that is not 0.
+    """
+
+    records: dict[int, dict[str, Any]]
+    counts: bool
+
+
+class Recipe:
+    """A wrapped model on its way to other processes, where it is made once.
+
+    Parameters
+    ----------
+    model : InfluenceModel
+    make : callable or None
+        Makes the user's model there; ``None``: it is pickled.
+    """
+
+    def __init__(self, model: InfluenceModel, make: Any) -> None:
+        cloudpickle = import_extra("cloudpickle", "distributed")
+        self._made_there = make is not None
+        keras = sys.modules.get("keras")
+        self._backend = None if keras is None else keras.backend.backend()
+        try:
+            self._pickled = cloudpickle.dumps((make if self._made_there else model.model, model.arguments))
+        except Exception as error:
+            raise WhenceError(
+                "influence_model",
+                "a model that can be sent to other processes",
+                f"one that cannot be pickled ({type(error).__name__}: {error})",
+                "Say how to make it there: engine=Cluster(client, model=function that loads it).",
+            ) from error
+
+    def wrapped(self) -> InfluenceModel:
+        """Return the model, in this process."""
+        if self._backend is not None:
+            found = os.environ.setdefault("KERAS_BACKEND", self._backend)
+            if found != self._backend:
+                raise WhenceError(
+                    "engine",
+                    f"workers with KERAS_BACKEND={self._backend}, as here",
+                    f"KERAS_BACKEND={found}",
+                    "Start them with that variable.",
+                )
+        cloudpickle = import_extra("cloudpickle", "distributed")
+        model, (start_layer, loss_function, options) = cloudpickle.loads(self._pickled)
+        model = model() if self._made_there else model
+        return InfluenceModel(model, start_layer, loss_function=loss_function, **options)
+
+
+class Extraction:
+    """Fills shares of an index.
+
+    Parameters
+    ----------
+    model : InfluenceModel or Recipe
+    split : Dataset
+        What takes the elements of the dataset apart.
+    reader : Reader or None
+    on_error : {"raise", "skip"}
+    """
+
+    def __init__(self, model: Any, split: Dataset, reader: Reader | None, on_error: str) -> None:
+        self._given = model
+        self._model: InfluenceModel | None = None
+        self._split = split
+        self._reader = reader
+        self._on_error = on_error
+        self._theta: np.ndarray | None = None
+        self._is_checked = False
+        self._feature_dtype: str | None = None
+        self._folder = Path()
+        self._plan: dict[str, Any] = {}
+
+    def into(self, writer: Writer) -> Extraction:
+        """Say which index is filled, once it is begun; return itself."""
+        self._folder, self._plan, self._feature_dtype = writer.folder, writer.plan, writer.feature_dtype
+        return self
+
+    def __call__(self, share: Share) -> Filled:
+        """Read, compute and store."""
+        records = {
+            number: record for number, record in share.records.items() if not damage(self._folder, record)
+        }
+        rows = self._plan["shard_rows"]
+        buffers = {number: RowBuffer() for number in share.numbers}
+        places: dict[int, list[int]] = {number: [] for number in share.numbers}
+        skipped: dict[int, list[dict[str, Any]]] = {number: [] for number in share.numbers}
+        counts = bool(records)
+        for piece in self._pieces(share):
+            first, last = piece.row // rows, (piece.row + piece.n_samples - 1) // rows
+            stored = all(number in records for number in range(first, last + 1) if number in buffers)
+            failed: list[tuple[int, str]] = []
+            if stored and piece.error is not None:  # left out then, and nothing to compare now
+                continue
+            for row, part in self._runs(piece, failed, only_prints=stored):
+                counts = counts or part.weight is None or bool(part.weight.any())
+                for number in range(row // rows, (row + len(part.fingerprint) - 1) // rows + 1):
+                    if number not in buffers:
+                        continue
+                    start = max(row, number * rows)
+                    stop = min(row + len(part.fingerprint), (number + 1) * rows)
+                    places[number].extend(range(start, stop))
+                    if number in records:
+                        self._compare(records[number], part.fingerprint[start - row : stop - row], start)
+                    else:
+                        buffers[number].add(part.rows(start - row, stop - row))
+            for row, reason in failed:
+                if row // rows in skipped:
+                    skipped[row // rows].append({"row": row, "error": reason})
+            for number in share.numbers:
+                ended = min((number + 1) * rows, share.stop) <= piece.row + piece.n_samples
+                if ended and number not in records:
+                    records[number] = self._write(number, buffers[number], skipped[number])
+        return Filled(records, counts)
+
+    def first(self, pieces: Iterable[Piece]) -> Shard:
+        """Return what the layer sees of the first samples that can be read."""
+        for piece in pieces:
+            for _, part in self._runs(piece, []):
+                return part
+        raise WhenceError(
+            self._split.argument,
+            "at least one sample",
+            "an empty dataset, or none that could be read",
+            "Check the paths and filters that it is made from.",
+        )
+
+    # ------------------------------------------------------------------------------ pieces
+
+    def _pieces(self, share: Share) -> Iterator[Piece]:
+        if share.pieces is not None:
+            yield from share.pieces
+            return
+        assert self._reader is not None  # without one the client reads
+        for unit in self._reader.units(share.start, share.stop):
+            for piece in self._reader.read(unit):
+                if piece.row >= share.stop:
+                    return
+                if piece.row + piece.n_samples > share.start:
+                    yield piece
+
+    def _runs(
+        self, piece: Piece, failed: list[tuple[int, str]], only_prints: bool = False
+    ) -> Iterator[tuple[int, Shard]]:
+        """Yield runs of samples that the model takes, each with the row of its first; note the others."""
+        if piece.error is not None:
+            self._refuse(piece, piece.row, piece.n_samples, piece.error, failed)
+            return
+        split = self._split
+        split.argument = piece.argument
+        batch = split.batch(piece.element, piece.number)
+        if only_prints:
+            prints = fingerprints(batch)
+            yield piece.row, Shard(None, None, None, prints)
+            return
+        yield from self._halved(batch, piece, piece.row, failed)
+
+    def _halved(
+        self, batch: Batch, piece: Piece, row: int, failed: list[tuple[int, str]]
+    ) -> Iterator[tuple[int, Shard]]:
+        try:
+            part = self._seen(batch)
+        except Exception as error:
+            n = batch.n_samples
+            if n == 1:
+                self._refuse(piece, row, 1, error, failed)
+                return
+            # Half by half, until what is at fault is found.
+            for rows in (slice(0, n // 2), slice(n // 2, n)):
+                inputs, labels, weight = (take_rows(leaf, rows) for leaf in batch[:3])
+                half = Batch(inputs, labels, weight, batch.number, batch.argument)
+                yield from self._halved(half, piece, row + rows.start, failed)
+            return
+        yield row, part
+
+    def _seen(self, batch: Batch) -> Shard:
+        with _model_in_use:
+            model = self._wrapped()
+            seen = model.observe(batch)
+            if self._theta is None:
+                self._theta = model.theta()
+            model.check_losses(seen, self._theta, batch.where)
+            if model is not self._given and not self._is_checked:
+                self._check_identity(model)
+        features = narrow(seen.phi, self._feature_dtype)
+        features = features if isinstance(features, SparseRows) else as_numpy(features)
+        weight = None if seen.weight is None else as_numpy(seen.weight)
+        return Shard(features, as_numpy(seen.target), weight, fingerprints(batch))
+
+    def _check_identity(self, model: InfluenceModel) -> None:
+        """Raise if the model that was made here is not the one that is explained."""
+        here, wanted = model.identity(), self._plan["identity"]
+        differing = [key for key in wanted if here.get(key) != wanted[key]]
+        if differing:
+            raise WhenceError(
+                "engine",
+                "workers that make the model that is explained",
+                f"one with another {', '.join(differing)}",
+                "Mend the function that makes it: Cluster(client, model=...).",
+            )
+        self._is_checked = True
+
+    def _wrapped(self) -> InfluenceModel:
+        if self._model is None:
+            self._model = self._given.wrapped() if isinstance(self._given, Recipe) else self._given
+        return self._model
+
+    def _refuse(
+        self, piece: Piece, row: int, n_samples: int, error: Exception, failed: list[tuple[int, str]]
+    ) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        if self._on_error == "skip":
+            failed.extend((row + i, reason) for i in range(n_samples))
+            return
+        which = f"sample {row}" if n_samples == 1 else f"samples {row} to {row + n_samples - 1}"
+        shard = f", shard {row // self._plan['shard_rows']} of the index" if self._plan else ""
+        raise WhenceError(
+            f"{which} of the training set (batch {piece.number} of {piece.argument}{shard})",
+            "samples that can be read and that the model takes",
+            reason,
+            "Mend it, or leave such samples out, and have them listed: on_error='skip'.",
+        ) from error
+
+    def _compare(self, record: dict[str, Any], prints: np.ndarray, row: int) -> None:
+        """Raise if stored samples are others than those that are read now."""
+        left_out = {entry["row"] for entry in record.get("skipped", [])}
+        base = row // self._plan["shard_rows"] * self._plan["shard_rows"]
+        stored = StoredShard(self._folder, record).fingerprint
+        before = sum(1 for gone in left_out if gone < row)
+        kept = np.asarray([row + i not in left_out for i in range(len(prints))])
+        place = row - base - before
+        there = stored[place : place + int(kept.sum())]
+        if not np.array_equal(there, prints[kept]):
+            raise WhenceError(
+                f"path {str(self._folder)!r}",
+                "an index of the same training set in the same order",
+                f"one of other samples, at sample {row} or after",
+                "Iterate it in the order that was stored (without a shuffle), or choose a new path.",
+            )
+
+    def _write(self, number: int, buffer: RowBuffer, skipped: list[dict[str, Any]]) -> dict[str, Any]:
+        if not buffer.n_rows:
+            raise WhenceError(
+                f"shard {number} of the index",
+                "at least one sample that can be read",
+                f"none: {skipped[0]['error'] if skipped else 'no samples'}",
+                "Look at what is at fault: it is not single samples.",
+            )
+        return write_shard(self._folder, self._plan, number, buffer.take(buffer.n_rows), skipped)
+
+
+def fill(
+    model: InfluenceModel,
+    writer: Writer,
+    opened: Dataset,
+    ids: Any,
+    progress: bool | None,
+    engine: Engine,
+    on_error: str,
+) -> StoredIndex:
+    """Fill an index in shares, wherever an engine works, and return it."""
+    reader = opened.reader(engine)
+    read_here = reader is None or (engine.is_remote and not is_small(reader))
+    split = splitter(opened)
+    first = Extraction(model, split, reader, on_error).first(_pieces(opened, reader))
+    writer.begin(model.identity())
+    writer.plan_for(first.features)
+    sent: Any = Recipe(model, getattr(engine, "model", None)) if engine.is_remote else model
+    extraction = Extraction(sent, split, None if read_here else reader, on_error).into(writer)
+    if reader is None or read_here:
+        shares = _read_here(_pieces(opened, reader), writer)
+    else:
+        shares = _shares(reader, writer)
+    stop = 0
+
+    def noted() -> Iterator[Share]:
+        nonlocal stop
+        for share in shares:
+            stop = share.stop
+            yield share
+
+    n_shards = None if reader is None else -(-reader.n_samples // writer.plan["shard_rows"])
+    results = engine.map(extraction, noted(), runs_model=True)
+    counts = False
+    for filled in track(results, "features of the training set", n_shards, progress, "shard"):
+        writer.records.update(filled.records)
+        counts = counts or filled.counts
+    if not counts:
+        fix = "Leave weights out to count every sample once."
+        raise WhenceError(f"sample weights of {opened.argument}", "one that is not 0", "zeros only", fix)
+    return _finished(writer, stop, ids)
+
+
+def _shares(reader: Reader, writer: Writer) -> Iterator[Share]:
+    """Yield shares for workers that read; shards that begin in the same unit go together."""
+    rows = writer.plan["shard_rows"]
+    starts = np.arange(0, reader.n_samples, rows)
+    unit_of_shard = np.searchsorted(reader.starts, starts, side="right")
+    edges = [0, *(np.flatnonzero(np.diff(unit_of_shard)) + 1).tolist(), len(starts)]
+    for first, last in itertools.pairwise(edges):
+        numbers = range(first, last)
+        records = {number: writer.records[number] for number in numbers if number in writer.records}
+        yield Share(numbers, first * rows, min(last * rows, reader.n_samples), records)
+
+
+def _read_here(pieces: Iterator[Piece], writer: Writer) -> Iterator[Share]:
+    """Yield a share for each shard, with its samples."""
+    rows = writer.plan["shard_rows"]
+    held: list[Piece] = []
+    number = stop = 0
+
+    def share() -> Share:
+        records = {number: writer.records[number]} if number in writer.records else {}
+        return Share(
+            range(number, number + 1), number * rows, min((number + 1) * rows, stop), records, held
+        )
+
+    for piece in pieces:
+        held = [*held, piece._replace(element=map_leaves(_on_host, piece.element))]
+        stop = piece.row + piece.n_samples
+        while stop >= (number + 1) * rows:
+            yield share()
+            number += 1
+            held = [p for p in held if p.row + p.n_samples > number * rows]
+    if stop > number * rows:
+        yield share()
+
+
+def _on_host(leaf: Any) -> Any:
+    return leaf if is_table(leaf) else as_numpy(leaf)
+
+
+def _finished(writer: Writer, n_rows: int, ids: Any) -> StoredIndex:
+    records = [writer.records[number] for number in sorted(writer.records)]
+    gone = [entry["row"] for record in records for entry in record.get("skipped", [])]
+    if gone:
+        names = np.arange(n_rows) if ids is None else np.asarray(ids)
+        ids = np.delete(names, gone) if names.shape[:1] == (n_rows,) else names
+        warnings.warn(
+            f"path {str(writer.folder)!r}: {len(gone)} of {n_rows} samples were left out; "
+            "index.skipped says which and why.",
+            stacklevel=2,
+        )
+    writer.n_seen = n_rows - len(gone)
+    return writer.finish(ids)
+
+
+def _pieces(opened: Dataset, reader: Reader | None) -> Iterator[Piece]:
+    """Yield the samples in order, read here."""
+    if reader is not None:
+        for unit in range(len(reader.starts) - 1):
+            yield from reader.read(unit)
+        return
+    row = 0
+    for number, element in enumerate(opened.elements()):
+        n_samples = opened.batch(element, number).n_samples
+        yield Piece(row, n_samples, element, number, opened.argument)
+        row += n_samples
