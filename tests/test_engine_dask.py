@@ -40,7 +40,9 @@ METHODS = {
     "LiSSA": lambda *a, **o: whence.RepresenterPointLJE(
         *a, whence.LissaIHVPFactory(self_influence="kronecker"), **o
     ),
-    "influence": lambda *a, **o: whence.InfluenceFunctions(*a, whence.ExactIHVPFactory(), leverage=True, **o),
+    "influence": lambda *a, **o: whence.InfluenceFunctions(
+        *a, whence.ExactIHVPFactory(), leverage=True, **o
+    ),
     "L2": lambda *a, **o: whence.RepresenterPointL2(*a, gradient_norm=1e-6, **o),
     "dot": whence.GradientDotProduct,
     "cosine": whence.GradientCosine,

@@ -222,7 +222,7 @@ def test_the_five_methods_explain_and_suspects_agree(name, tmp_path):
         assert (np.diff(suspects.scores) <= 0).all()
     about = method.explain(head.new).about
     assert about["method"] == type(method).__name__
-    assert about["decomposes_prediction"] is False
+    assert about["decomposes_prediction"] is (name == "L2")  # complete by the representer theorem
 
 
 @pytest.mark.parametrize("name", SIBLINGS)

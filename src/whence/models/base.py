@@ -13,10 +13,9 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_finite, like, namespace
 from whence._errors import WhenceError
-from whence._tables import row_names
-from whence.data import Batch, Dataset, fingerprints, leaves, open_dataset
+from whence.data import Batch, Dataset, leaves, open_dataset
 from whence.engine import as_engine
-from whence.index import Index, StoredIndex, Writer
+from whence.index import Index, StoredIndex
 from whence.linear_layer import Block, LinearLayer
 from whence.losses import Loss
 from whence.models.adapter import ADAPTERS, Adapter, LossSpec, Weights, adapter_for
@@ -28,7 +27,6 @@ from whence.models.sequence import (
     position_weights,
 )
 from whence.models.tail import decide_loss
-from whence.progress import track
 
 __all__ = ["ADAPTERS", "Adapter", "InfluenceModel", "LossSpec", "Observation", "Weights"]
 
@@ -297,61 +295,13 @@ class InfluenceModel:
             them out, for an index with a ``path``: its ``skipped`` lists them with their errors. The
             others keep their positions as names, or those of ``ids``.
         """
+        from whence.models.indexing import index_of  # which wraps models itself
+
         place = as_engine(engine)
-        if on_error not in ("raise", "skip"):
-            raise WhenceError("on_error", "'raise' or 'skip'", repr(on_error), "Choose one.")
-        if on_error == "skip" and path is None:
-            fix = "Give a folder, or on_error='raise'."
-            raise WhenceError("index_path", "a folder, since on_error='skip' records there", "None", fix)
-        if place.is_remote and path is None:
-            raise WhenceError(
-                "index_path",
-                "a folder that all workers reach, since they share the index through it",
-                "None",
-                "Give one on a shared file system, or in an object store: 's3://bucket/train.index'.",
-            )
-        opened = self.open(dataset, argument)
-        names = row_names(dataset) if ids is None else ids
-        by_shares = place.is_remote or on_error == "skip"
-        index = Index(feature_dtype) if path is None else Writer(path, feature_dtype, verify=not by_shares)
-        try:
-            if by_shares:
-                from whence.models.extraction import fill  # which wraps models itself
-
-                assert isinstance(index, Writer)  # a path was asked for above
-                filled: Index = fill(self, index, opened, names, progress, place, on_error)
-            else:
-                filled = self._fill(index, opened, names, progress)
-            self._n_samples = filled.n_samples
-            filled.engine = place
-            return filled
-        finally:
-            index.close()
-
-    def _fill(self, index: Index, opened: Dataset, ids: Any, progress: bool | None) -> Index:
-        steps = track(opened, "features of the training set", opened.n_batches, progress)
-        theta: np.ndarray | None = None
-        counts = False
-        for batch in steps:
-            fingerprint = fingerprints(batch)
-            # The first batch decides about the loss, and shows whether stored features are this model's.
-            if batch.number > 0 and index.holds(fingerprint):
-                counts = True
-                continue
-            seen = self.observe(batch)
-            if theta is None:  # not before a batch was seen, on which some adapters choose the layer
-                theta = self.theta()
-            self.check_losses(seen, theta, batch.where)
-            if batch.number == 0:
-                index.begin(self.identity())
-            counts = counts or seen.weight is None or bool(as_numpy(seen.weight).any())
-            index.append(seen.phi, seen.target, seen.weight, fingerprint)
-        if not counts:
-            fix = "Leave weights out to count every sample once."
-            raise WhenceError(
-                f"sample weights of {opened.argument}", "one that is not 0", "zeros only", fix
-            )
-        return index.finish(ids)
+        filled = index_of(self, dataset, argument, ids, progress, path, feature_dtype, place, on_error)
+        self._n_samples = filled.n_samples
+        filled.engine = place
+        return filled
 
     def map_samples(self, dataset: Any, function: Callable[[Block], Array]) -> Any:
         """Return a dataset of the user's kind: ``function`` of each batch as the layer sees it."""

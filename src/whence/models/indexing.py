@@ -1,0 +1,84 @@
+"""One pass of a training set through a model, into an index: here in order, or in shares elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whence._arrays import as_numpy
+from whence._errors import WhenceError
+from whence._tables import row_names
+from whence.data import Dataset, fingerprints
+from whence.engine import Engine
+from whence.index import Index, Writer
+from whence.models.base import InfluenceModel
+from whence.models.extraction import fill
+from whence.progress import track
+
+__all__ = ["index_of"]
+
+
+def index_of(
+    model: InfluenceModel,
+    dataset: Any,
+    argument: str,
+    ids: Any,
+    progress: bool | None,
+    path: str | Path | None,
+    feature_dtype: Any,
+    engine: Engine,
+    on_error: str,
+) -> Index:
+    """Return the index of a training set; see :meth:`whence.InfluenceModel.index`."""
+    if on_error not in ("raise", "skip"):
+        raise WhenceError("on_error", "'raise' or 'skip'", repr(on_error), "Choose one.")
+    if on_error == "skip" and path is None:
+        fix = "Give a folder, or on_error='raise'."
+        raise WhenceError("index_path", "a folder, since on_error='skip' records there", "None", fix)
+    if engine.is_remote and path is None:
+        raise WhenceError(
+            "index_path",
+            "a folder that all workers reach, since they share the index through it",
+            "None",
+            "Give one on a shared file system, or in an object store: 's3://bucket/train.index'.",
+        )
+    opened = model.open(dataset, argument)
+    names = row_names(dataset) if ids is None else ids
+    if path is None:
+        return _filled_in_order(model, Index(feature_dtype), opened, names, progress)
+    by_shares = engine.is_remote or on_error == "skip"
+    writer = Writer(path, feature_dtype, verify=not by_shares)
+    try:
+        if by_shares:
+            return fill(model, writer, opened, names, progress, engine, on_error)
+        return _filled_in_order(model, writer, opened, names, progress)
+    finally:
+        writer.close()
+
+
+def _filled_in_order(
+    model: InfluenceModel, index: Index, opened: Dataset, ids: Any, progress: bool | None
+) -> Index:
+    steps = track(opened, "features of the training set", opened.n_batches, progress)
+    theta: np.ndarray | None = None
+    counts = False
+    for batch in steps:
+        fingerprint = fingerprints(batch)
+        # The first batch decides about the loss, and shows whether stored features are this model's.
+        if batch.number > 0 and index.holds(fingerprint):
+            counts = True
+            continue
+        seen = model.observe(batch)
+        if theta is None:  # not before a batch was seen, on which some adapters choose the layer
+            theta = model.theta()
+        model.check_losses(seen, theta, batch.where)
+        if batch.number == 0:
+            index.begin(model.identity())
+        counts = counts or seen.weight is None or bool(as_numpy(seen.weight).any())
+        index.append(seen.phi, seen.target, seen.weight, fingerprint)
+    if not counts:
+        fix = "Leave weights out to count every sample once."
+        raise WhenceError(f"sample weights of {opened.argument}", "one that is not 0", "zeros only", fix)
+    return index.finish(ids)
