@@ -1,253 +1,239 @@
-"""Scores of all training samples for 100 queries, beside other libraries on the same torch layer.
+"""Scores of all training samples for 100 queries, beside other libraries on the same layer.
 
-    python benchmarks/peers.py
+    python benchmarks/peers.py --environments FOLDER
 
-The model is one ``torch.nn.Linear`` behind given features, trained with cross-entropy; every library
-gets it whole, so that each computes on the same layer. Timed is the CPU time of fit, scores of all N
-training samples for 100 queries, and self-influence of all. Each method runs in a process of its own;
-peak memory is that of the process above what it held before the fit. ``spearman`` is the mean rank
-correlation of its scores with the dense float64 solution (for ``gradient``: with its float64 product).
+The model is one linear layer on given features (the last of which is a constant 1, so that it needs no
+bias), trained with cross-entropy on labels of which 10 % are flipped; every library gets it whole, so that
+each computes on the same layer. Timed is fit, scores of all N training samples for 100 queries, and
+self-influence of all, each method in a process of its own and after a first run on 512 samples. With the
+default of one thread, CPU time is work done, not waiting for others. ``peak`` is the memory of the process
+above what it held before.
 
-Peers: Captum (TracInCPFast: no Hessian, and no bias), pyDVL (DirectInfluence) and dattri
-(IFAttributorExplicit). Those that are not installed are left out, and so is what takes over ``--limit``
-seconds. They and whence go into an environment of their own:
+``spearman`` is the mean rank correlation of the scores with a dense float64 solution of the same quantity,
+``self`` that of self-influence; ``auc`` the area under the ROC curve of finding the flipped labels by
+self-influence; ``complete`` how far the scores of a query are from summing to what they claim to
+decompose, relative to the largest, where a method claims it.
 
-    pip install -e '.[torch]' captum pydvl dattri
+Peers: Captum 0.9 (TracInCPFast without a Hessian, Arnoldi), pyDVL 0.10 (direct, conjugate gradient),
+dattri 0.3 (explicit; representer points with L2, which have no reference here), kronfluence 1.0 (EK-FAC)
+and influenciae 0.3.0 (Python 3.10, TensorFlow below 2.10). Each is run by FOLDER/NAME/bin/python with NAME
+captum, pydvl, dattri, kronfluence or influenciae, or here if it is installed here; one that is not found is
+left out, and so is what takes over ``--limit`` seconds or fails, with the reason. To make one of them::
+
+    python -m venv FOLDER/captum && FOLDER/captum/bin/pip install torch captum
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.linalg
+import scipy.special
 import scipy.stats
-import torch
-from _common import BATCH, N_QUERIES, SMOKE, WORKLOADS, data_of, parser, peak_megabytes
+from _common import N_QUERIES, SMOKE, WORKLOADS, Workload, data_of, parser
+from _peers import DAMPING, METHODS
 
-DAMPING = 1e-3
-Data = torch.utils.data
-
-
-class Setting:
-    """A trained layer, its training samples and the queries."""
-
-    def __init__(self, name: str) -> None:
-        self.work = next(w for w in [*WORKLOADS, *SMOKE] if w.name == name)
-        x, y = data_of(self.work)
-        self.x, self.y = torch.tensor(x), torch.tensor(y)
-        self.n_queries = min(N_QUERIES, self.work.n // 5)
-        torch.manual_seed(0)
-        self.model = torch.nn.Sequential()
-        self.model.add_module("fc", torch.nn.Linear(self.work.d, self.work.c))
-        optimizer = torch.optim.Adam(self.model.parameters(), 1e-2)
-        for _ in range(200):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(self.model(self.x), self.y).backward()
-            optimizer.step()
-        self.model.eval()
-
-    @property
-    def queries(self) -> tuple[Any, Any]:
-        return self.x[: self.n_queries], self.y[: self.n_queries]
-
-    def loader(self, size: int = BATCH) -> Any:
-        return Data.DataLoader(Data.TensorDataset(self.x, self.y), size)
-
-    def query_loader(self) -> Any:
-        return Data.DataLoader(Data.TensorDataset(*self.queries), self.n_queries)
-
-    def gradients(self) -> tuple[Any, Any]:
-        """Return features with their constant and residuals, in float64."""
-        with torch.no_grad():
-            phi = torch.cat([self.x, torch.ones(len(self.x), 1)], dim=1).double()
-            fc = self.model.fc
-            u = phi @ torch.cat([fc.weight, fc.bias[:, None]], dim=1).double().T
-            return phi, u.softmax(1) - torch.nn.functional.one_hot(self.y, self.work.c)
+FLIPPED = 0.1
+STEP_SIZE = 1e-4
 
 
-def reference(setting: Setting) -> tuple[Any, Any]:
-    """Dense float64: blocks of the Hessian, Cholesky, scores and self-influence."""
-    phi, r = setting.gradients()
-    p = r + torch.nn.functional.one_hot(setting.y, setting.work.c)
-    n, d, c = len(phi), phi.shape[1], setting.work.c
-    hessian = torch.zeros(c * d, c * d, dtype=torch.float64)
-    for a in range(c):
-        for b in range(a + 1):
-            k = p[:, a] * (float(a == b) - p[:, b])
-            block = (phi * k[:, None]).T @ phi / n
-            hessian[a * d : (a + 1) * d, b * d : (b + 1) * d] = block
-            hessian[b * d : (b + 1) * d, a * d : (a + 1) * d] = block.T
-    factor = torch.linalg.cholesky(hessian + DAMPING * torch.eye(c * d, dtype=torch.float64))
-    t = setting.n_queries
-    g = (r[:t, :, None] * phi[:t, None, :]).reshape(t, -1)
-    solved = torch.cholesky_solve(g.T, factor).T.reshape(t, c, d)
-    # <S_t, r_i (x) phi_i>
-    images = (phi @ solved.permute(2, 0, 1).reshape(d, -1)).reshape(n, t, c)
-    scores = (images * r[:, None, :]).sum(2).T
-    own = []
-    for rows in range(0, n, 1000):
-        part = (r[rows : rows + 1000, :, None] * phi[rows : rows + 1000, None, :]).reshape(-1, c * d)
-        own.append((torch.linalg.solve_triangular(factor, part.T, upper=False) ** 2).sum(0))
-    return scores, torch.cat(own)
+def setting_of(work: Workload) -> tuple[dict[str, Any], np.ndarray]:
+    """Return features, labels and trained weights, and which labels were flipped."""
+    import torch
+
+    x, y = data_of(work)
+    x = np.concatenate([x, np.ones((len(x), 1), dtype=np.float32)], axis=1)
+    rng = np.random.default_rng(1)
+    flipped = rng.permutation(len(y)) < FLIPPED * len(y)
+    y = np.where(flipped, (y + rng.integers(1, work.c, len(y))) % work.c, y)
+    inputs, labels = torch.tensor(x), torch.tensor(y)
+    theta = torch.zeros(x.shape[1], work.c, requires_grad=True)
+    optimizer = torch.optim.LBFGS([theta], max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(inputs @ theta, labels)
+        loss = loss + DAMPING / 2 * (theta**2).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    arrays = {"x": x, "y": y, "theta": theta.detach().numpy()}
+    return arrays | {"n_queries": min(N_QUERIES, work.n // 5)}, flipped
 
 
-def dense_gradient(setting: Setting) -> tuple[Any, Any]:
-    """The gradient product in float64, to compare those without a Hessian with."""
-    phi, r = setting.gradients()
-    t = setting.n_queries
-    return (phi[:t] @ phi.T) * (r[:t] @ r.T), (phi**2).sum(1) * (r**2).sum(1)
+class Dense:
+    """What methods are compared with: dense, in float64, from the definitions."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, theta: np.ndarray, n_queries: int) -> None:
+        self.x, self.y, self.t = x.astype(np.float64), y, n_queries
+        self.theta = theta.astype(np.float64)
+        self.n, self.d = x.shape
+        self.c = theta.shape[1]
+
+    def _residuals(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        p = scipy.special.softmax(self.x @ theta, axis=1)
+        return p - np.eye(self.c)[self.y], p
+
+    def _factor(self, p: np.ndarray) -> Any:
+        rows = (p[:, :, None] * self.x[:, None, :]).reshape(self.n, -1)
+        hessian = rows.T @ rows
+        np.negative(hessian, out=hessian)
+        for a in range(self.c):
+            here = slice(a * self.d, (a + 1) * self.d)
+            hessian[here, here] += (self.x * p[:, a, None]).T @ self.x
+        hessian /= self.n
+        hessian[np.diag_indices_from(hessian)] += DAMPING
+        return scipy.linalg.cho_factor(hessian, lower=True, overwrite_a=True)
+
+    def _products(self, solved: np.ndarray, r: np.ndarray) -> np.ndarray:
+        """Return ``<S_t, g_i>`` for ``S (T, c * d)``."""
+        images = np.einsum("nd,tcd->tnc", self.x, solved.reshape(-1, self.c, self.d), optimize=True)
+        return (images * r).sum(axis=2)
+
+    def gradient(self) -> tuple[np.ndarray, np.ndarray]:
+        r, _ = self._residuals(self.theta)
+        scores = (self.x[: self.t] @ self.x.T) * (r[: self.t] @ r.T)
+        return scores, (self.x**2).sum(axis=1) * (r**2).sum(axis=1)
+
+    def influence(self) -> tuple[np.ndarray, np.ndarray]:
+        r, p = self._residuals(self.theta)
+        factor = self._factor(p)
+        g = (r[:, :, None] * self.x[:, None, :]).reshape(self.n, -1)
+        scores = self._products(scipy.linalg.cho_solve(factor, g[: self.t].T).T, r)
+        white = scipy.linalg.solve_triangular(factor[0], g.T, lower=True, overwrite_b=True)
+        return scores, (white**2).sum(axis=0)
+
+    def expansion(self) -> tuple[np.ndarray, np.ndarray]:
+        """Local Jacobian expansion of each sample's predicted output."""
+        r, _ = self._residuals(self.theta)
+        theta = self.theta + STEP_SIZE * self.x.T @ r / self.n
+        r, p = self._residuals(theta)
+        factor = self._factor(p)
+        outputs = (self.x @ self.theta).argmax(axis=1)
+        units = np.eye(self.c)[outputs[: self.t]]
+        asked = (units[:, :, None] * self.x[: self.t, None, :]).reshape(self.t, -1)
+        products = self._products(scipy.linalg.cho_solve(factor, asked.T).T, r)
+        under = (self.x @ theta)[np.arange(self.n), outputs]
+        own = np.empty(self.n)
+        for a in range(self.c):
+            unit = np.zeros((self.c * self.d, self.d))
+            unit[a * self.d : (a + 1) * self.d] = np.eye(self.d)
+            block_row = scipy.linalg.cho_solve(factor, unit).reshape(self.c, self.d, self.d)
+            rows = np.flatnonzero(outputs == a)
+            moved = np.einsum("nd,cde,ne->nc", self.x[rows], block_row, self.x[rows], optimize=True)
+            own[rows] = (moved * r[rows]).sum(axis=1)
+        return (under[: self.t, None] - products) / self.n, np.abs(under - own) / self.n
 
 
-def _whence(setting: Setting, make: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
-    import whence
-
-    model = whence.InfluenceModel(setting.model, loss_function=torch.nn.CrossEntropyLoss())
-    method = make(model, (setting.x, setting.y))
-    scores = method.influences(setting.queries, progress=False)
-    own = [values for _, values in method.compute_influence_values(setting.loader())]
-    return torch.as_tensor(scores), torch.cat(own)
+def rank_correlation(scores: np.ndarray, expected: np.ndarray) -> float:
+    """Return Spearman's coefficient, the mean over queries."""
+    pairs = zip(np.atleast_2d(scores), np.atleast_2d(expected), strict=True)
+    return float(np.mean([scipy.stats.spearmanr(a, b)[0] for a, b in pairs]))
 
 
-def whence_exact(setting: Setting) -> tuple[Any, Any]:
-    import whence
-
-    solver = whence.ExactIHVPFactory(damping=DAMPING)
-    return _whence(setting, lambda m, data: whence.InfluenceFunctions(m, data, solver, progress=False))
-
-
-def whence_kronecker(setting: Setting) -> tuple[Any, Any]:
-    import whence
-
-    solver = whence.KroneckerIHVPFactory(damping=DAMPING)
-    return _whence(setting, lambda m, data: whence.InfluenceFunctions(m, data, solver, progress=False))
+def area(scores: np.ndarray, flipped: np.ndarray) -> float:
+    """Return the area under the ROC curve of finding what was flipped by the largest scores."""
+    ranks = scipy.stats.rankdata(scores)[flipped]
+    n_flipped, n_others = flipped.sum(), (~flipped).sum()
+    return float((ranks.sum() - n_flipped * (n_flipped + 1) / 2) / (n_flipped * n_others))
 
 
-def whence_gradient(setting: Setting) -> tuple[Any, Any]:
-    import whence
-
-    return _whence(setting, lambda m, data: whence.GradientDotProduct(m, data, progress=False))
-
-
-def captum_tracin_fast(setting: Setting) -> tuple[Any, Any]:
-    from captum.influence import TracInCPFast
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "weights.pt")
-        torch.save(setting.model.state_dict(), path)
-
-        def load(model: Any, file: str) -> float:
-            model.load_state_dict(torch.load(file))
-            return 1.0
-
-        loss = torch.nn.CrossEntropyLoss(reduction="sum")
-        method = TracInCPFast(
-            setting.model, "fc", setting.loader(), [path], load, loss, batch_size=None, vectorize=True
-        )
-        return method.influence(setting.queries), method.self_influence()
+def judged(found: Any, expected: tuple[np.ndarray, np.ndarray] | None, flipped: np.ndarray) -> dict:
+    """Return how close a method's answers are to the dense ones, and how good at finding flips."""
+    figures = {}
+    if expected is not None:
+        figures["spearman"] = rank_correlation(found["scores"], expected[0])
+    if "own" in found:
+        own = found["own"].ravel().astype(np.float64)
+        if expected is not None:
+            figures["self"] = rank_correlation(own, expected[1])
+        figures["auc"] = area(own, flipped)
+    if "claimed" in found:
+        claimed = found["claimed"]
+        gap = np.abs(found["scores"].sum(axis=1, dtype=np.float64) - claimed).max()
+        figures["complete"] = float(gap / np.abs(claimed).max())
+    return figures
 
 
-def pydvl_direct(setting: Setting) -> tuple[Any, Any]:
-    from pydvl.influence.torch import DirectInfluence
-
-    loss = torch.nn.functional.cross_entropy
-    method = DirectInfluence(setting.model, loss, regularization=DAMPING).fit(setting.loader())
-    scores, own = [], []
-    with torch.no_grad():
-        factors = method.influence_factors(*setting.queries)
-        for x, y in setting.loader():
-            scores.append(method.influences_from_factors(factors, x, y))
-            mine = method.influence_factors(x, y)
-            own.append(method.influences_from_factors(mine, x, y).diagonal())
-    return torch.cat(scores, dim=1), torch.cat(own)
+def interpreter(package: str, environments: Path | None) -> str | None:
+    """Return the Python that has a package: of its own environment, or this one."""
+    own = environments / package.split(".")[-1] / "bin" / "python" if environments else None
+    if own is not None and own.exists():
+        return str(own)
+    try:
+        return sys.executable if importlib.util.find_spec(package) else None
+    except ModuleNotFoundError:
+        return None
 
 
-def dattri_explicit(setting: Setting) -> tuple[Any, Any]:
-    from dattri.algorithm.influence_function import IFAttributorExplicit
-    from dattri.task import AttributionTask
-
-    def loss(parameters: Any, data: Any) -> Any:
-        x, y = data
-        output = torch.func.functional_call(setting.model, parameters, (x,))
-        return torch.nn.functional.cross_entropy(output, y.long())
-
-    task = AttributionTask(loss, setting.model, setting.model.state_dict())
-    method = IFAttributorExplicit(task, regularization=DAMPING)
-    method.cache(Data.DataLoader(Data.TensorDataset(setting.x, setting.y), len(setting.x)))
-    with torch.no_grad():
-        scores = method.attribute(setting.loader(), setting.query_loader())
-        return scores.T, method.self_attribute(setting.loader(len(setting.x)))
-
-
-METHODS: dict[str, tuple[str | None, Callable[[Setting], tuple[Any, Any]]]] = {
-    "reference": (None, reference),
-    "whence exact": (None, whence_exact),
-    "whence kronecker": (None, whence_kronecker),
-    "whence gradient": (None, whence_gradient),
-    "captum TracInCPFast": ("captum", captum_tracin_fast),
-    "pydvl DirectInfluence": ("pydvl", pydvl_direct),
-    "dattri IFAttributorExplicit": ("dattri", dattri_explicit),
-}
-WITHOUT_HESSIAN = ("whence gradient", "captum TracInCPFast")
+def run(method: str, python: str, folder: Path, threads: int, limit: float) -> dict[str, float] | str:
+    """Run one method in a process of its own; return its times and memory, or why there are none."""
+    counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    environment = os.environ | dict.fromkeys(counts, str(threads)) | {"PEERS_FOLDER": str(folder)}
+    if package_of(method) != "whence":
+        environment.pop("PYTHONPATH", None)
+    script = str(Path(__file__).with_name("_peers.py"))
+    command = [python, script, str(folder / "setting.npz"), method, str(folder / "result.npz")]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
+    except subprocess.TimeoutExpired:
+        return f"over {limit:.0f} s"
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"])[-1]
+        if package_of(method) in ("whence", "torch"):
+            raise SystemExit(f"{method} failed:\n{done.stderr[-3000:]}")
+        return f"failed: {last[:120]}"
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def run(workload: str, method: str) -> dict[str, Any]:
-    """Run one method in this process."""
-    warnings.simplefilter("ignore")
-    setting = Setting(workload)
-    compute = METHODS[method][1]
-    compute(Setting("smoke"))  # imports and the first calls of everything
-    before = peak_megabytes()
-    wall, cpu = time.perf_counter(), time.process_time()
-    scores, own = compute(setting)
-    seconds = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
-    memory = peak_megabytes() - before
-    exact, exact_own = (dense_gradient if method in WITHOUT_HESSIAN else reference)(setting)
-    close = np.mean(
-        [scipy.stats.spearmanr(a, b)[0] for a, b in zip(np.asarray(scores), np.asarray(exact), strict=True)]
-    )
-    result = {**seconds, "peak_mb": memory, "spearman": float(close)}
-    own_close = scipy.stats.spearmanr(np.asarray(own).ravel(), np.asarray(exact_own))[0]
-    return {**result, "spearman_self": float(own_close)}
+def package_of(method: str) -> str:
+    return METHODS[method][0]
 
 
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
-    options.add_argument("--limit", type=float, default=300.0, help="seconds that one method may take")
+    options.add_argument("--environments", type=Path, help="a folder with an environment for each peer")
+    options.add_argument("--limit", type=float, default=600.0, help="seconds that one method may take")
+    options.add_argument("--threads", type=int, default=1, help="threads of each method")
     options.add_argument("--only", nargs="*", help="workloads, e.g. W2 W3")
-    options.add_argument("--run", nargs=2, help="a workload and a method, in this process")
+    options.add_argument("--methods", nargs="*", help="names, or beginnings of names, of methods")
     given = options.parse_args()
-    if given.run:
-        print(json.dumps(run(*given.run)))
-        return
-    workloads = ["smoke"] if given.smoke else given.only or ["W2", "W3"]
-    for workload in workloads:
-        print(f"\n{workload}: {next(w for w in [*WORKLOADS, *SMOKE] if w.name == workload)}")
-        for method, (module, _) in METHODS.items():
-            if module is not None and importlib.util.find_spec(module) is None:
-                print(f"{method:28} skipped: {module} is not installed")
+    chosen = SMOKE if given.smoke else [w for w in WORKLOADS if w.name in (given.only or ["W2", "W3"])]
+    for work in chosen:
+        print(f"\n{work.name}: {work.n} x {work.d} x {work.c}", flush=True)
+        names = ("cpu", "wall", "peak", "spearman", "self", "auc", "complete")
+        print(f"{'':29}" + "".join(f"{name:>10}" for name in names), flush=True)
+        arrays, flipped = setting_of(work)
+        dense = Dense(**{key: arrays[key] for key in ("x", "y", "theta", "n_queries")})
+        expected: dict[str, Any] = {"": None}
+        for method, (package, quantity, _) in METHODS.items():
+            if given.methods and not any(method.startswith(name) for name in given.methods):
                 continue
-            command = [sys.executable, __file__, "--run", workload, method]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=given.limit)
-            except subprocess.TimeoutExpired:
-                print(f"{method:28} over {given.limit:.0f} s")
+            python = interpreter(package, given.environments)
+            if python is None:
+                print(f"{method:29}left out: {package} is not installed", flush=True)
                 continue
-            if done.returncode and module is None:
-                raise SystemExit(f"{method} failed:\n{done.stderr[-3000:]}")
-            if done.returncode:
-                print(f"{method:28} failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:120]}")
-                continue
-            figures = json.loads(done.stdout.strip().splitlines()[-1])
-            print(f"{method:28} " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                np.savez(Path(folder) / "setting.npz", **arrays)
+                figures = run(method, python, Path(folder), given.threads, given.limit)
+                if isinstance(figures, str):
+                    print(f"{method:29}{figures}", flush=True)
+                    continue
+                if quantity not in expected:
+                    expected[quantity] = getattr(dense, quantity)()
+                with np.load(Path(folder) / "result.npz") as found:
+                    figures |= judged(found, expected[quantity], flipped)
+            cells = (f"{figures[name]:10.4g}" if name in figures else f"{'':>10}" for name in names)
+            print(f"{method:29}" + "".join(cells), flush=True)
 
 
 if __name__ == "__main__":

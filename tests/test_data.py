@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import whence
+from whence._hashing import hashed_rows
 from whence.data import BatchList, fingerprints, leaves, map_leaves, open_dataset
 
 keras = pytest.importorskip("keras")
@@ -153,6 +154,24 @@ def test_fingerprints_know_a_sample_in_any_batch_and_see_every_bit():
     ):
         (batch,) = open_dataset(changed)
         assert not np.isin(fingerprints(batch), whole).any()
+
+
+def test_hashes_tell_rows_apart_that_are_much_alike():
+    rng = np.random.default_rng(0)
+    pixels = np.unique((rng.integers(0, 17, size=(40_000, 9)) / 16).astype(np.float32), axis=0)
+    for rows in (
+        pixels,
+        np.arange(100_000)[:, None],
+        np.eye(300, dtype=np.float32),
+        np.tril(np.ones((300, 300), dtype=np.uint8)),
+        np.stack([np.roll(np.arange(50, dtype=np.float32), i) for i in range(50)]),  # the same words, moved
+    ):
+        hashes = hashed_rows(np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1))
+        assert len(np.unique(hashes)) == len(rows)
+        bits = (hashes[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
+        assert np.abs(bits.mean(axis=0) - 0.5).max() < 2.5 / np.sqrt(len(rows))  # five deviations
+    # What follows the last byte is part of neither: rows of another width are other rows.
+    assert hashed_rows(np.zeros((1, 3), np.uint8)) != hashed_rows(np.zeros((1, 4), np.uint8))
 
 
 # ---- out ----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ ORDER = [
     "progress",
     "_sparse",
     "_arrays",
+    "_hashing",
     "_tables",
     "blocks",
     "engine",

@@ -15,6 +15,7 @@ import numpy as np
 
 from whence._arrays import as_numpy
 from whence._errors import WhenceError
+from whence._hashing import hashed_rows
 from whence._tables import is_table, join_tables, table_bytes, table_rows
 
 __all__ = [
@@ -134,9 +135,7 @@ def fingerprints(batch: Batch) -> np.ndarray:
     if isinstance(inputs, Mapping) and "attention_mask" in inputs:
         inputs = _without_padding(inputs)
     columns = [_row_bytes(leaf) for leaf in leaves((inputs, batch.labels, batch.weight))]
-    rows = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
-    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
-    return np.frombuffer(digests, dtype=np.uint64)
+    return hashed_rows(columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1))
 
 
 def _without_padding(inputs: Mapping[str, Any]) -> list[Any]:

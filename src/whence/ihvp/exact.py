@@ -410,16 +410,35 @@ def _damped_in_double(matrix: Array, diagonal: Array) -> Array:
     return wide + xp.eye(wide.shape[0], dtype=wide.dtype, device=device_of(wide)) * diagonal[None, :]
 
 
+#: Stripes that a quadratic form is cut into; its matrix is read in and below their diagonal blocks only.
+STRIPES = 4
+
+
 def _quadratic_forms(phi: Array, inverse: Array) -> Array:
-    """Return ``phi_i^T M_b phi_i`` for the ``(d, d)`` blocks ``M_b`` side by side in ``inverse``."""
+    """Return ``phi_i^T M_b phi_i`` for the ``(d, d)`` blocks ``M_b`` side by side in ``inverse``.
+
+    Only the symmetric part of ``M_b`` counts. Products go by stripes of its columns: with the rows of the
+    stripe's own diagonal block, and with twice the symmetric part below, which saves 3/8 of the work.
+    """
     xp = namespace(phi)
     n, d = phi.shape
     n_blocks = inverse.shape[1] // d
+    blocks = xp.reshape(inverse, (d, n_blocks, d))
+    folded = blocks + xp.permute_dims(blocks, (2, 1, 0))
+    width = max(32, -(-d // STRIPES))
+    stripes = []
+    for columns in row_slices(d, width):
+        own, below = blocks[columns, :, columns], folded[columns.stop :, :, columns]
+        stripe = xp.concat([own, below], axis=0)
+        stripes.append((columns, xp.reshape(stripe, (stripe.shape[0], -1))))
     parts = []
-    for rows in row_slices(n, rows_at_once(inverse.shape[1] * itemsize(phi))):
+    for rows in row_slices(n, rows_at_once(n_blocks * width * itemsize(phi))):
         some = phi[rows, :]
-        images = xp.reshape(some @ inverse, (some.shape[0], n_blocks, d))
-        parts.append(xp.matmul(images, some[:, :, None])[:, :, 0])
+        total = xp.zeros((some.shape[0], n_blocks), dtype=phi.dtype, device=device_of(phi))
+        for columns, stripe in stripes:
+            images = xp.reshape(some[:, columns.start :] @ stripe, (some.shape[0], n_blocks, -1))
+            total = total + xp.matmul(images, some[:, columns, None])[:, :, 0]
+        parts.append(total)
     if not parts:
         return xp.zeros((0, n_blocks), dtype=phi.dtype, device=device_of(phi))
     return xp.concat(parts, axis=0)
