@@ -187,35 +187,6 @@ def inputs():
     return [word for column in COLUMNS for word in ("--inputs", column)]
 
 
-@pytest.fixture
-def nets(tmp_path, files, monkeypatch):
-    """A module in the current folder with functions that build PyTorch models, and a state dict."""
-    torch = pytest.importorskip("torch")
-    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
-    (tmp_path / "my_nets.py").write_text(
-        "import torch\n\n"
-        "def small():\n"
-        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(5), torch.nn.Tanh(),\n"
-        "                               torch.nn.Linear(5, 3))\n\n"
-        "def one():\n    torch.manual_seed(1)\n    return torch.nn.Linear(4, 1)\n\n"
-        "def drawn():\n    return torch.nn.Linear(4, 3)\n\n"
-        "def broken():\n    raise RuntimeError('no such\\nlayer')\n\n"
-        "a_number = 3\n\n"
-        "def a_text():\n    return 'text'\n"
-    )
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
-    )
-    optimiser = torch.optim.Adam(net.parameters(), 0.05)
-    for _ in range(40):
-        optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(net(torch.tensor(X)), torch.tensor(Y)).backward()
-        optimiser.step()
-    torch.save({"state_dict": net.state_dict(), "epoch": 3}, "small.pt")
-    return net
-
-
 NET = ("my_nets:small", "--weights", "small.pt", "--loss", "CrossEntropyLoss")
 
 

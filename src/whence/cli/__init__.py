@@ -28,6 +28,7 @@ OPTIONS = {
     "n_samples_for_hessian": "--hessian-samples",
     "outputs": "--output",
     "reg_lambda": "--reg-lambda",
+    "score": "--score",
     "target layer": "--layer",
     "weight_decay": "--weight-decay",
 }

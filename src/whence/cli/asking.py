@@ -74,6 +74,7 @@ def explain(
     opened, form = _reopened(record, changes, asked)
     asked.say(f"Opening {folder}")
     answers = _opened_method(folder, record, opened, method, asked)
+    names = _class_names(form.classes, answers)
     asked.say(f"Reading {path}")
     reading, remembered = _reading(record, changes, path)
     samples = read_samples(path, reading, form, "SAMPLES", remembered=remembered, progress=asked.progress)
@@ -83,7 +84,6 @@ def explain(
     found: Explanation = answers.explain(
         batches, k=k, outputs=output, ids=samples.names, progress=asked.progress
     )
-    names = _class_names(form.classes, answers)
     if file is not None:
         asked.say(f"Writing {file}")
         ids = np.concatenate([found.ids.ravel(), found.opponent_ids.ravel()])
@@ -225,10 +225,10 @@ def suspects(
     record = _record_of(folder, data)
     asked.say(f"Opening {folder}")
     answers = _opened_method(folder, record, None, method, asked)
+    names = _class_names(classes or (record.form.classes if record else None), answers)
     asked.say(f"Ranking {answers.index.n_samples:,} labels")
     options = {} if score is None else {"score": score}
     found: Suspects = answers.suspects(k=k, progress=asked.progress, **options)
-    names = _class_names(classes or (record.form.classes if record else None), answers)
     if file is not None:
         asked.say(f"Writing {file}")
         training = _training_samples(found.ids, answers, record)

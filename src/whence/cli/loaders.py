@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from whence._arrays import import_extra
-from whence._errors import WhenceError
+from whence._errors import WhenceError, described
 from whence.cli.digests import digest_of_arrays, digest_of_file
 from whence.cli.notes import one_line
 
@@ -59,8 +59,8 @@ def from_factory(name: str, weights: str | None) -> tuple[Any, str]:
     """Return what the factory makes, with the weights that were given."""
     factory = named(name, "MODEL")
     if not callable(factory):
-        got = f"a {type(factory).__name__}"
-        raise WhenceError(f"MODEL {name}", "a function that returns the model", got, "Write one.")
+        expected = "a function that returns the model"
+        raise WhenceError(f"MODEL {name}", expected, described(factory), "Write one.")
     try:
         model = factory()
     except Exception as error:
@@ -76,12 +76,19 @@ def from_factory(name: str, weights: str | None) -> tuple[Any, str]:
         raise WhenceError(
             f"MODEL {name}",
             "a function that returns a torch.nn.Module" + (" or a keras.Model" if weights is None else ""),
-            f"one that returns a {type(model).__name__}",
+            f"one that returns {described(model)}",
             "Save other models to a file.",
         )
     torch = import_extra("torch", "torch")
     if weights is not None:
         _load_state(torch, model, Path(weights))
+    if any(torch.nn.parameter.is_lazy(tensor) for tensor in model.state_dict().values()):
+        raise WhenceError(
+            f"MODEL {name}",
+            "a function that returns a model with weights",
+            "one with layers whose weights are not there yet",
+            "Give the trained weights: --weights FILE.",
+        )
     tensors = model.state_dict().items()
     flat = ((name, t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)) for name, t in tensors)
     return model, digest_of_arrays((name, tensor.numpy()) for name, tensor in flat)

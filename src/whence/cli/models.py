@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whence._arrays import import_extra
-from whence._errors import WhenceError
+from whence._errors import WhenceError, described
 from whence.cli.forms import PIXELS, Form
 from whence.cli.loaders import LOADERS, PICKLES, comes_from, from_factory, from_file, import_module, named
 from whence.models import InfluenceModel
@@ -130,10 +130,8 @@ def open_model(spec: ModelSpec, *, trusted: bool = False) -> OpenedModel:
         ("reg_lambda", spec.reg_lambda, not is_torch),
     ):
         if value is not None and not fits:
-            got = f"a {type(model).__name__}"
-            raise WhenceError(
-                name, "a PyTorch model" if not is_torch else "a booster", got, "Leave it out."
-            )
+            expected = "a booster" if is_torch else "a PyTorch model"
+            raise WhenceError(name, expected, described(model), "Leave it out.")
         if value is not None:
             options[name] = value
     layer: int | str = spec.layer

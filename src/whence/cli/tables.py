@@ -181,7 +181,8 @@ def _places(reading: Reading, there: list[str], path: Path, remembered: frozense
 
 def _read_npz(path: Path, reading: Reading, where: str, remembered: frozenset[str]) -> Rows:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # Opened here, since numpy leaves a file open that is no zip.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             there = list(content.files)
             reading = _places(reading, there, path, remembered)
             if reading.inputs is None:
