@@ -53,7 +53,9 @@ INLINES = [(name, shlex.split(span)[1:]) for name, text in pages() for span in I
 
 
 def test_command_lines_are_found():
-    lines = "python -m venv .venv && .venv/bin/whence demo\nwhence a \\\n  b > c\n$ whence d | wc\n# whence e\n"
+    lines = (
+        "python -m venv .venv && .venv/bin/whence demo\nwhence a \\\n  b > c\n$ whence d | wc\n# whence e\n"
+    )
     block = f"Text.\n\n```sh\n{lines}```\n\n```text\nwhence f\n```\n"
     assert commands_of(block) == [["demo"], ["a", "b"], ["d"]]
     assert ["demo"] in COMMANDS["README.md"]
