@@ -239,8 +239,33 @@ def test_right_hand_sides_that_are_solved_drop_out(monkeypatch):
     assert solution.converged
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_conjugate_gradient_takes_a_step_for_each_eigenvalue(count):
+    problem, layer, blocks, _ = case("softmax")
+    vectors = np.linalg.eigh(problem.dense(1e-1).damped)[1]
+    mixed = reference.unflat(vectors[:, -count:].sum(axis=1), problems.C)[None]
+    ihvp = CGDIHVPFactory(damping=1e-1, preconditioner=None).build(layer, blocks)
+    solution = ihvp.solve(mixed)
+    assert solution.iterations == count
+    assert solution.relative_residual < 1e-8
+    # The last step that is allowed is taken, and none after it.
+    assert CGDIHVPFactory(count, 1e-1, preconditioner=None).build(layer, blocks).solve(mixed).converged
+    if count > 1:
+        fewer = CGDIHVPFactory(count - 1, 1e-1, preconditioner=None, on_failure="warn").build(layer, blocks)
+        with pytest.warns(UserWarning, match="relative residual"):
+            assert fewer.solve(mixed).iterations == count - 1
+
+
+def test_lissa_s_scale_is_just_above_the_largest_eigenvalue():
+    problem, layer, blocks, _ = case("softmax")
+    ihvp = LissaIHVPFactory(damping=1e-1, preconditioner=None).build(layer, blocks)
+    largest = np.linalg.eigvalsh(problem.dense(1e-1).damped)[-1]
+    assert largest < ihvp.scale < 1.2 * largest
+
+
 @pytest.mark.parametrize("solver", ["conjugate gradient", "LiSSA"])
 def test_batches_of_right_hand_sides(solver, monkeypatch, capsys):
+    pytest.importorskip("tqdm")
     problem, layer, blocks, _ = case("softmax")
     ihvp = EVERY[solver](1e-1).build(layer, blocks)
     block = problem.block()
