@@ -38,7 +38,7 @@ NAMES = CLASSES[0], np.asarray(["barolo", "grignolino", "barbera"])[CLASSES[1]]
 
 def with_gaps(data):
     """A frame with names, a category and missing values."""
-    frame = pd.DataFrame(data[0], columns=[f"c{i}" for i in range(data[0].shape[1])])
+    frame = pd.DataFrame(data[0].copy(), columns=[f"c{i}" for i in range(data[0].shape[1])])
     frame["c1"] = pd.Categorical(
         np.asarray(["low", "middle", "high"])[pd.qcut(frame["c1"], 3, labels=False)]
     )

@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 import reference
+from array_api_compat import array_namespace
 
 from whence.linear_layer import Block, LinearLayer
 from whence.losses import (
@@ -59,7 +60,7 @@ class PseudoHuber(_OfDistance):
     name = "pseudo-Huber"
 
     def value(self, u, target):
-        xp = target.__array_namespace__() if hasattr(target, "__array_namespace__") else _torch()
+        xp = array_namespace(target)
         return xp.sqrt(1 + xp.sum((u - target) ** 2, axis=1))
 
     def residual(self, u, target):
@@ -76,7 +77,7 @@ class Welsch(_OfDistance):
     name = "Welsch"
 
     def value(self, u, target):
-        xp = target.__array_namespace__() if hasattr(target, "__array_namespace__") else _torch()
+        xp = array_namespace(target)
         return 1 - xp.exp(-xp.sum((u - target) ** 2, axis=1) / 2)
 
     def residual(self, u, target):
@@ -85,12 +86,6 @@ class Welsch(_OfDistance):
     def _curvature(self, u, target):
         q = (1 - self.value(u, target))[:, None]
         return Curvature(diagonal=0 * u + q, root=(u - target) * q**0.5)
-
-
-def _torch():
-    import torch
-
-    return torch
 
 
 def _classes(rng, n):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+import sklearn
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.ensemble import AdaBoostClassifier
@@ -250,13 +251,17 @@ def test_an_estimator_that_was_not_fitted(model):
     assert "not fitted" in refused(model)
 
 
+#: How an L1 penalty is asked for: by its share alone from scikit-learn 1.8 on.
+LASSO = {"l1_ratio": 1.0} if sklearn.__version__ >= "1.8" else {"penalty": "l1"}
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
         (SGDClassifier(), "loss='hinge'"),
         (SGDClassifier(loss="log_loss", penalty="l1"), "penalty='l1'"),
         (LinearSVC(loss="hinge"), "loss='hinge'"),
-        (LogisticRegression(l1_ratio=1.0, solver="saga", max_iter=50), "L1 penalty"),
+        (LogisticRegression(**LASSO, solver="saga", max_iter=50), "L1 penalty"),
         (LogisticRegression(class_weight="balanced"), "compute_class_weight"),
         (AdaBoostClassifier(n_estimators=2), "a AdaBoostClassifier"),
     ],

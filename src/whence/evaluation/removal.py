@@ -62,13 +62,14 @@ def leave_one_out(
         unit; local Jacobian expansion adds the same number to all influences on one sample.
         See :func:`agreement`.
     """
+    pandas = import_extra("pandas", "report")
     chosen = _rows_of(method, rows)
     retraining = LayerRetraining(method, samples, outputs=outputs) if retraining is None else retraining
     predicted = method.influences(samples, outputs=outputs, progress=progress)[:, chosen]
     left = [np.asarray([row]) for row in chosen]
     fits = parallel_map(retraining, left, n_jobs, "leaving one out", progress)
     actual = retraining.full[:, None] - np.stack(fits, axis=1)
-    return _long("training_id", method.index.ids[chosen], predicted, actual)
+    return _long(pandas, "training_id", method.index.ids[chosen], predicted, actual)
 
 
 def leave_group_out(
@@ -95,13 +96,14 @@ def leave_group_out(
     pandas.DataFrame
         ``group``, ``sample``, ``predicted`` and ``actual``.
     """
+    pandas = import_extra("pandas", "report")
     predicted = method.influences(samples, groups=groups, outputs=outputs, progress=progress)
     retraining = LayerRetraining(method, samples, outputs=outputs) if retraining is None else retraining
     names = np.arange(predicted.shape[1])
     left = [np.flatnonzero(np.asarray(groups) == name) for name in names]
     fits = parallel_map(retraining, left, n_jobs, "leaving groups out", progress)
     actual = retraining.full[:, None] - np.stack(fits, axis=1)
-    return _long("group", names, predicted, actual)
+    return _long(pandas, "group", names, predicted, actual)
 
 
 def linear_datamodeling_score(
@@ -271,9 +273,8 @@ def _rows_of(method: Attribution, rows: Any) -> np.ndarray:
     )
 
 
-def _long(name: str, ids: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> Any:
+def _long(pandas: Any, name: str, ids: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> Any:
     """Return matrices ``(T, n)`` as a tidy frame, ordered by followed sample."""
-    pandas = import_extra("pandas", "report")
     n_followed = len(predicted)
     return pandas.DataFrame(
         {
