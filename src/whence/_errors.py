@@ -53,7 +53,8 @@ class WhenceError(ValueError):
     def __init__(self, argument: str, expected: str, got: str, fix: str = "") -> None:
         self.argument = argument
         self.expected = expected
-        self.got = got = _on_one_line(got)
+        self.got: str = _on_one_line(got)
+        got = self.got
         self.fix = fix
         message = f"{argument}: expected {expected}, got {got.rstrip('.')}."
         super().__init__(f"{message} {fix}".strip())

@@ -96,8 +96,8 @@ class LabelErrors(BaseEstimator):
         labels = np.asarray(y)
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = column_or_1d(labels, warn=True)
-        self.estimator_ = estimator.fit(x, labels, **weights)
-        self.n_features_in_ = int(x.shape[1])
+        self.estimator_: Any = estimator.fit(x, labels, **weights)
+        self.n_features_in_: int = int(x.shape[1])
         for name in ("classes_", "feature_names_in_"):
             if hasattr(self.estimator_, name):
                 setattr(self, name, getattr(self.estimator_, name))
@@ -108,13 +108,24 @@ class LabelErrors(BaseEstimator):
             InfluenceModel(self.estimator_), data, ExactIHVPFactory(self.damping), progress=False
         )
         ranked = method.suspects(data, None, score=self.rank_by, progress=False)
-        self.ranking_ = np.asarray(ranked.ids)
-        self.scores_ = np.empty(len(labels), dtype=np.float64)
+        self.ranking_: np.ndarray = np.asarray(ranked.ids)
+        self.scores_: np.ndarray = np.empty(len(labels), dtype=np.float64)
         self.scores_[self.ranking_] = ranked.scores
         return self
 
     def suspects(self, k: int) -> np.ndarray:
-        """Return the positions of the ``k`` samples whose labels are most doubtful."""
+        """Return the positions of the samples whose labels are most doubtful.
+
+        Parameters
+        ----------
+        k : int
+            How many to return.
+
+        Returns
+        -------
+        array of shape (k,), integers
+            The most doubtful first.
+        """
         check_is_fitted(self)
         check_number(k, "k", minimum=1, integer=True)
         return self.ranking_[:k]

@@ -215,9 +215,9 @@ class TopK:
 
     def __init__(self, n_queries: int, k: int, order: ORDER) -> None:
         self.k = k
-        self.sign = -1.0 if order is ORDER.DESCENDING else 1.0
+        self.sign: float = -1.0 if order is ORDER.DESCENDING else 1.0
         self._keys = np.empty((n_queries, 0))  # what is kept, negated if the largest are wanted
-        self.rows = np.empty((n_queries, 0), dtype=np.int64)
+        self.rows: np.ndarray = np.empty((n_queries, 0), dtype=np.int64)
         self._next_row = 0
 
     def add(self, block_scores: Array, first_row: int) -> None:
@@ -364,7 +364,20 @@ class BaseNearestNeighbors(ABC):
 
     @abstractmethod
     def query(self, vector_to_find: Queries, batch_size: int | None = None) -> tuple[Any, Any]:
-        """Return ``(values, rows)``, each of shape ``(T, k)``, the strongest first."""
+        """Find the strongest training samples of each query.
+
+        Parameters
+        ----------
+        vector_to_find : Queries
+            What ``T`` samples ask.
+        batch_size : int, optional
+            How many of them to search for at once; all by default.
+
+        Returns
+        -------
+        values, rows : array of shape (T, k)
+            The scores, strongest first, and the rows of the training set that they belong to.
+        """
 
 
 class LinearNearestNeighbors(BaseNearestNeighbors):
@@ -387,7 +400,7 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
 
     def __init__(self, workspace_bytes: int = WORKSPACE_BYTES) -> None:
         check_number(workspace_bytes, "workspace_bytes", minimum=1, integer=True)
-        self.workspace_bytes = int(workspace_bytes)
+        self.workspace_bytes: int = int(workspace_bytes)
 
     def build(
         self,
@@ -412,7 +425,18 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
         return best.values.astype(self._dtype), best.rows
 
     def query_orders(self, queries: Queries, orders: tuple[ORDER, ...]) -> tuple[TopK, ...]:
-        """Find several ends of the scores in one pass."""
+        """Find several ends of the scores in one pass.
+
+        Parameters
+        ----------
+        queries : Queries
+        orders : tuple of ORDER
+
+        Returns
+        -------
+        tuple of TopK
+            What was found at each end.
+        """
         k, dot_product, workspace = self._k, self._scores, self.workspace_bytes
 
         def search(part: Iterable[tuple[int, Vector]]) -> tuple[TopK, ...]:

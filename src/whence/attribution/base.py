@@ -58,7 +58,9 @@ class Scorer(ABC):
         if label not in ("predicted", "given"):
             raise WhenceError("label", "'predicted' or 'given'", repr(label), "Choose one.")
         follows = isinstance(target_layer, int) and target_layer == -1
-        self.influence_model = influence_model if follows else influence_model.at_layer(target_layer)
+        self.influence_model: InfluenceModel = (
+            influence_model if follows else influence_model.at_layer(target_layer)
+        )
         self.label = label
         self.progress = progress
         self.index: Index = self.influence_model.index(

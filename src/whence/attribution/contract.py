@@ -46,6 +46,9 @@ class Attribution(Answers):
         or positions.
     progress : bool, optional
         ``None`` shows progress bars on a terminal, ``True`` always, ``False`` never.
+    index_path, feature_dtype, engine : optional
+        Where and how what is stored of the training set is kept, and where it is worked on; see
+        :class:`~whence.RepresenterPointLJE`.
     """
 
     # ------------------------------------------------------------------------ the contract
@@ -101,6 +104,15 @@ class Attribution(Answers):
         self, train_set: Any, k: int, order: ORDER = ORDER.DESCENDING
     ) -> tuple[Any, Any]:
         """Find the training samples with the largest (or smallest) self-influence.
+
+        Parameters
+        ----------
+        train_set : dataset
+            The training set, or a part of it, in any order and batch size.
+        k : int
+            How many samples to find.
+        order : ORDER, default=ORDER.DESCENDING
+            The largest first, or the smallest.
 
         Returns
         -------

@@ -76,7 +76,7 @@ class Gradients(Attribution):
         if effect_on not in ("loss", "pre_activation"):
             raise WhenceError("effect_on", "'loss' or 'pre_activation'", repr(effect_on), "Choose one.")
         self.effect_on = effect_on
-        self.asks_about_loss = effect_on == "loss"
+        self.asks_about_loss: bool = effect_on == "loss"
         # The loss of a sample is that of its given label, whatever the model predicts.
         label = "given" if self.asks_about_loss and label == "predicted" else label
         options: dict[str, Any] = {"label": label, "ids": ids, "progress": progress}

@@ -103,7 +103,7 @@ class RepresenterPointL2(Attribution):
         options: dict[str, Any] = {"label": label, "ids": ids, "progress": progress}
         options |= {"index_path": index_path, "engine": engine}
         super().__init__(influence_model, dataset, target_layer, **options)
-        self.l2 = float(l2)
+        self.l2: float = float(l2)
         self.fit_to = fit_to
         loss = self.layer.loss
         if fit_to == "predictions":
@@ -114,8 +114,8 @@ class RepresenterPointL2(Attribution):
         blocks = Converted(self.index, other.block_to_fit)  # the training set with the refit's targets
         found = refit(start, blocks, 2 * self.l2, gradient_norm=gradient_norm)
         #: The largest entry of the gradient that the refit reached.
-        self.gradient_norm = found.gradient_norm
-        self.refitted_layer = start.at(found.theta)
+        self.gradient_norm: float = found.gradient_norm
+        self.refitted_layer: LinearLayer = start.at(found.theta)
         self._store_coefficients()
 
     def _about(self) -> dict[str, Any]:
@@ -129,7 +129,13 @@ class RepresenterPointL2(Attribution):
         return True
 
     def block_to_fit(self, block: Block) -> Block:
-        """Return a block in float64, on the host, with the targets that the refit takes."""
+        """Return a block in float64, on the host, with the targets that the refit takes.
+
+        Parameters
+        ----------
+        block : Block
+            Features, targets and weights as the model gives them.
+        """
         phi = np.asarray(as_numpy(block.phi), dtype=np.float64)
         weight = None if block.weight is None else np.asarray(as_numpy(block.weight), dtype=np.float64)
         target = as_numpy(block.target)

@@ -168,7 +168,7 @@ class RepresenterPointLJE(Attribution):
         )
         gradient = self.expanded_layer.mean_gradient(self.index)
         step = self.ihvp.solve(gradient[None, :, :])
-        self.relative_residual = float(step.relative_residual)
+        self.relative_residual: float = float(step.relative_residual)
         self.theta_dagger: np.ndarray = self.expanded_layer.theta - as_numpy(step.value)[0]
         check_finite(
             self.theta_dagger,

@@ -69,6 +69,12 @@ def flip_labels(
 def roc_auc(scores: Any, is_wrong: Any) -> float:
     """Return the probability that a wrong label scores above a right one; ties count half.
 
+    Parameters
+    ----------
+    scores : array of shape (N,)
+        Larger is more doubtful.
+    is_wrong : array of shape (N,), bool
+
     Examples
     --------
     >>> roc_auc([3.0, 1.0, 2.0, 0.0], [True, False, False, True])
@@ -82,6 +88,12 @@ def roc_auc(scores: Any, is_wrong: Any) -> float:
 
 def average_precision(scores: Any, is_wrong: Any) -> float:
     """Return the mean, over the wrong labels, of the share of wrong ones down to each; ties are one step.
+
+    Parameters
+    ----------
+    scores : array of shape (N,)
+        Larger is more doubtful.
+    is_wrong : array of shape (N,), bool
 
     Examples
     --------

@@ -62,13 +62,13 @@ class LayerRetraining:
         gradient_norm: float = 1e-10,
     ) -> None:
         layer, blocks, own_damping = _problem_of(method)
-        self.damping = own_damping if damping is None else damping
+        self.damping: float = own_damping if damping is None else damping
         self.gradient_norm = gradient_norm
         self._blocks = blocks
         self._questions = [question for question, _ in method.questions(samples, outputs=outputs)]
         self._own_layer = method.layer
         found = refit(layer, _Kept(blocks, None), self.damping, gradient_norm=gradient_norm)
-        self.theta = found.theta
+        self.theta: np.ndarray = found.theta
         self._layer = layer.at(found.theta)
 
     @property
@@ -153,7 +153,7 @@ class EstimatorRetraining:
         if sample_weight is not None:
             self._arrays["sample_weight"] = sample_weight
         self._ask = ask
-        self.n_samples = len(y)
+        self.n_samples: int = len(y)
 
     @cached_property
     def full(self) -> np.ndarray:

@@ -83,14 +83,24 @@ class InverseHessianVectorProduct(ABC):
     def __init__(
         self, layer: LinearLayer, blocks: Blocks, damping: float, curvature: str = "hessian"
     ) -> None:
-        self.layer = replace(layer, gauss_newton=True) if curvature == "gauss_newton" else layer
+        self.layer: LinearLayer = (
+            replace(layer, gauss_newton=True) if curvature == "gauss_newton" else layer
+        )
         self.blocks = blocks
-        self.damping = float(damping)
+        self.damping: float = float(damping)
         self.curvature = curvature
 
     @abstractmethod
     def solve(self, right: Array) -> Solution:
-        """Solve for a stack of right-hand sides ``(m, d, C)``.
+        """Solve for a stack of right-hand sides.
+
+        Parameters
+        ----------
+        right : array of shape (m, d, C)
+
+        Returns
+        -------
+        Solution
 
         Raises
         ------
@@ -99,7 +109,16 @@ class InverseHessianVectorProduct(ABC):
         """
 
     def product(self, vectors: Array) -> Array:
-        """Return ``(H + lam) V`` for a stack ``(m, d, C)``, from the training samples."""
+        """Return ``(H + lam) V`` from the training samples.
+
+        Parameters
+        ----------
+        vectors : array of shape (m, d, C)
+
+        Returns
+        -------
+        array of shape (m, d, C)
+        """
         self._check_shape(vectors)
         return self.layer.hessian_product(self.blocks, vectors, self.damping)
 
@@ -204,6 +223,10 @@ class InverseHessianVectorProduct(ABC):
 
         ``self_products(phi, r)`` is ``Q_i r_i``; ``Q_i K_i / N`` is the leverage of sample ``i``. Along
         a sequence ``Q_i`` is between all positions and outputs: shape ``(n, L, C, L, C)``.
+
+        Parameters
+        ----------
+        phi : array of shape (n, d) or (n, L, d)
         """
         xp = namespace(phi)
         n_outputs = self.layer.n_outputs
@@ -263,6 +286,12 @@ class InverseHessianVectorProductFactory(ABC):
         """Build the solver from the :meth:`~InverseHessianVectorProduct.state` of one like it.
 
         This one leaves the state aside and builds anew; a solver that is costly to build overrides it.
+
+        Parameters
+        ----------
+        model, dataset
+            As for :meth:`build`.
+        state : mapping of str to array
         """
         return self.build(model, dataset)
 

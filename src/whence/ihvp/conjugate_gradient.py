@@ -149,7 +149,7 @@ class CGDIHVPFactory(InverseHessianVectorProductFactory):
         options = Options(
             damping, tolerance, n_cgd_iters, preconditioner, self_influence, curvature, on_failure
         )
-        self.options = options.checked("n_cgd_iters")
+        self.options: Options = options.checked("n_cgd_iters")
 
     @property
     def n_cgd_iters(self) -> int:

@@ -104,7 +104,7 @@ class IterativeIHVP(InverseHessianVectorProduct):
     def __init__(self, layer: LinearLayer, blocks: Blocks, options: Options) -> None:
         super().__init__(layer, blocks, options.damping, options.curvature)
         self.options = options
-        self.operator = DampedHessian(self.layer, blocks, self.damping)
+        self.operator: DampedHessian = DampedHessian(self.layer, blocks, self.damping)
         self.operator.refuse_if_not_definite()
         self.preconditioner: KroneckerFactors | None = None
         if options.preconditioner is not None:

@@ -73,6 +73,9 @@ class KroneckerFactors:
         moment, _ = second_moment(blocks)
         xp = namespace(moment)
         lam = astype(layer.regulariser(damping), xp.float64)
+        self.features: Array
+        self.outputs: Array
+        self.eigenvalues: Array
         self.features, scales, damped = _diagonalise(moment, lam)
         curvature = _mean_curvature(layer, blocks)
         values, self.outputs = xp.linalg.eigh(curvature)
@@ -174,7 +177,9 @@ class KroneckerIHVP(InverseHessianVectorProduct):
         self._measured: float | None = None
         self._operator = DampedHessian(self.layer, blocks, self.damping)
         self._operator.refuse_if_not_definite()
-        self.factors = KroneckerFactors(self.layer, blocks, self.damping, eigenvalues == "corrected")
+        self.factors: KroneckerFactors = KroneckerFactors(
+            self.layer, blocks, self.damping, eigenvalues == "corrected"
+        )
         xp = namespace(self.factors.eigenvalues)
         smallest = float(xp.min(self.factors.eigenvalues))
         if not smallest > 0:

@@ -60,7 +60,7 @@ class LissaIHVP(IterativeIHVP):
         self._batches: _Batches | None = None
         if batch_size is not None and batch_size < blocks.n_samples:
             self._batches = _Batches(blocks, batch_size, seed)
-        self.scale = SAFETY * self._largest_eigenvalue()
+        self.scale: float = SAFETY * self._largest_eigenvalue()
 
     def about(self) -> dict[str, Any]:
         return super().about() | {"batch_size": self._batches.size if self._batches else None}
@@ -203,7 +203,7 @@ class LissaIHVPFactory(InverseHessianVectorProductFactory):
         options = Options(
             damping, tolerance, n_opt_iters, preconditioner, self_influence, curvature, on_failure
         )
-        self.options = options.checked("n_opt_iters")
+        self.options: Options = options.checked("n_opt_iters")
         if batch_size is not None:
             check_number(batch_size, "batch_size", minimum=1, integer=True)
         check_seed(seed)

@@ -47,7 +47,7 @@ class DampedHessian:
         self.layer = layer
         self.blocks = blocks
         self.damping = damping
-        self.dtype = next(iter(blocks)).phi.dtype
+        self.dtype: Any = next(iter(blocks)).phi.dtype
         self._kept: list[Curvature] | None = None
         self._fits: bool | None = None
 

@@ -41,7 +41,7 @@ class pseudo_inverse:
         if cutoff is None:
             cutoff = max(matrix.shape[0], 10) * eps
         kept = xp.abs(values) > cutoff * xp.max(xp.abs(values))
-        self.is_indefinite = bool(xp.any(kept & (values < 0)))
+        self.is_indefinite: bool = bool(xp.any(kept & (values < 0)))
         reciprocal = xp.where(kept, 1 / xp.where(kept, values, xp.ones_like(values)), 0 * values)
         self._inverse = (vectors * reciprocal[None, :]) @ vectors.T
         self.eigenvalues = values

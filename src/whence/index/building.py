@@ -72,7 +72,7 @@ class Writer(Index):
 
     def __init__(self, path: str | Path, feature_dtype: Any = None, *, verify: bool = True) -> None:
         super().__init__(feature_dtype)
-        self.folder = as_path(path).absolute()
+        self.folder: Path = as_path(path).absolute()
         self._verify = verify
         check_folder(self.folder)
         with explain_failures(self.folder):

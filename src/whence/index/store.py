@@ -198,8 +198,8 @@ class StoredIndex(Index):
     def __init__(self, path: str | Path, *, verify: bool = True, engine: Any = None) -> None:
         super().__init__()
         self.engine = as_engine(engine)
-        self.folder = as_path(path).absolute()
-        self.manifest = _manifest_of(self.folder)
+        self.folder: Path = as_path(path).absolute()
+        self.manifest: dict[str, Any] = _manifest_of(self.folder)
         self.identity = self.manifest["identity"]
         self.method: StoredMethod | None = None
         self.shards = StoredShards(self.folder, self.manifest["shards"])
