@@ -382,7 +382,7 @@ def test_a_damaged_shard_is_found_and_made_again(harm, part, name, layout, folde
 
 def test_lengths_are_compared_even_unverified(layout, folder):
     name = f"{FEATURES[layout]}-00004.npy"
-    flip(folder / name)
+    flip(folder / "fingerprint-00004.npy")
     assert StoredIndex(folder, verify=False).n_samples == N
     truncate(folder / name)
     refused(lambda: StoredIndex(folder, verify=False), name)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from whence._arrays import as_numpy
 from whence._errors import WhenceError
 from whence.attribution.base import check_model
 from whence.attribution.contract import Attribution
@@ -80,7 +81,6 @@ def load_index(
     stored = _chosen(index, method)
     refuse_damage(index.folder, stored.damage(thoroughly=verify))
     settings = stored.settings
-    state = stored.state
     if settings.get("class") not in METHODS or settings.get("layer") is None:
         raise WhenceError(
             f"path {str(index.folder)!r}",
@@ -89,25 +89,66 @@ def load_index(
             "Make it with the model, index_path= this folder: nothing is computed twice.",
         )
     if ihvp_calculator_factory is None:
-        if settings.get("factory") is None:
-            raise WhenceError(
-                "ihvp_calculator_factory",
-                f"the factory that the index was made with, which gave a {stored.about.get('solver')}",
-                "None",
-                "Pass it: a solver of your own cannot be made from its name.",
-            )
-        ihvp_calculator_factory = made_from(
-            settings["factory"], "whence.ihvp", InverseHessianVectorProductFactory
-        )
-    check_factory(ihvp_calculator_factory, None, 1)
-    model = StoredModel(index, settings["layer"], state.pop("theta"))
-    factory = _Restoring(ihvp_calculator_factory, state)
-    made: Attribution = METHODS[settings["class"]](
-        model, index, factory, progress=progress, **settings["arguments"]
-    )
+        made = _made_as_written(index, stored, verify, progress)
+    else:
+        made = _made(index, stored, ihvp_calculator_factory, verify, progress)
     if influence_model is not None:
         made._take_model(check_model(influence_model).at_index(index))
     return made
+
+
+def _made_as_written(
+    index: StoredIndex, stored: StoredMethod, verify: bool, progress: bool | None
+) -> Attribution:
+    """Return the method with the solver that its own record names."""
+    description = stored.settings.get("factory")
+    if description is None:
+        raise WhenceError(
+            "ihvp_calculator_factory",
+            f"the factory that the index was made with, which gave a {stored.about.get('solver')}",
+            "None",
+            "Pass it: a solver of your own cannot be made from its name.",
+        )
+    try:
+        factory = made_from(description, "whence.ihvp", InverseHessianVectorProductFactory)
+        return _made(index, stored, factory, verify, progress)
+    except WhenceError:
+        raise
+    except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+        # All of it comes from files, of which one says something else than whence wrote.
+        raise WhenceError(
+            f"path {str(index.folder)!r}",
+            "a method as it was written",
+            f"one that cannot be made again ({type(error).__name__}: {error})",
+            "Make it with the model, index_path= this folder.",
+        ) from error
+
+
+def _made(
+    index: StoredIndex,
+    stored: StoredMethod,
+    given: InverseHessianVectorProductFactory,
+    verify: bool,
+    progress: bool | None,
+) -> Attribution:
+    check_factory(given, None, 1)
+    settings, state = stored.settings, stored.state
+    model = StoredModel(index, settings["layer"], state.pop("theta"))
+    factory = _Restoring(given, state)
+    if verify:
+        _check_targets(index, model)
+    made: Attribution = METHODS[settings["class"]](
+        model, index, factory, progress=progress, **settings["arguments"]
+    )
+    return made
+
+
+def _check_targets(index: StoredIndex, model: StoredModel) -> None:
+    """Raise unless stored labels are such as the loss takes."""
+    n_outputs = model.layer.n_outputs
+    for number, shard in enumerate(index.shards):
+        if shard.features.ndim == 2:
+            model.loss.encode(as_numpy(shard.target), n_outputs, f"shard {number} of {str(index.folder)!r}")
 
 
 def _chosen(index: StoredIndex, name: str | None) -> StoredMethod:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import warnings
@@ -18,6 +19,7 @@ from whence._sparse import SparseRows
 from whence.index.base import Index, check_ids
 from whence.index.files import Lock, open_array, remove_parts, write_array, write_json
 from whence.index.layout import arrays_of
+from whence.index.records import PLAN, SHARD, WHOLE, difference
 from whence.index.shard import Shard, check_feature_dtype, narrow, shard_rows
 from whence.index.store import (
     BEGUN,
@@ -93,11 +95,12 @@ class Writer(Index):
         """Find out what the folder holds."""
         fix = f"Delete {BEGUN} and {MANIFEST} only if you want to begin anew."
         if (self.folder / BEGUN).is_file():
-            self._plan = read_json(self.folder / BEGUN, fix)
+            self._plan = read_json(self.folder / BEGUN, fix, PLAN)
         if holds_index(self.folder):
             self._manifest = read_json(
                 self.folder / MANIFEST,
                 f"Delete {MANIFEST}: it is made again from the shards, which are kept.",
+                WHOLE,
             )
             self._plan = self._plan or {key: self._manifest[key] for key in PLANNED}
         if self._plan is not None:
@@ -116,8 +119,15 @@ class Writer(Index):
         if self._manifest is not None:
             yield from enumerate(self._manifest["shards"])
             return
-        for file in sorted(self.folder.glob("shard-*.json")):
-            yield int(file.stem.split("-")[1]), json.loads(file.read_text())
+        plan = self._plan
+        for file in sorted(self.folder.glob("shard-*.json")) if plan is not None else ():
+            number = file.stem.removeprefix("shard-")
+            record: dict[str, Any] = {}
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            is_right = number.isdecimal() and difference(record, SHARD) is None
+            if is_right and plan is not None and record["n_features"] == plan["n_features"]:
+                yield int(number), record  # any other is computed again
 
     # ------------------------------------------------------------------ building
 
@@ -154,6 +164,8 @@ class Writer(Index):
             piece = batch.rows(rows.start, rows.stop)
             if number in self.records:
                 self._compare_prints(piece.fingerprint, number, place)
+                if features.ndim == 2:  # along a sequence they may be padded
+                    self._compare_targets(piece.target, number, place)
                 self._compare_features(piece.features, number, place)
                 continue
             self._buffer.add(piece)
@@ -271,6 +283,11 @@ class Writer(Index):
             if (StoredShard(self.folder, record).fingerprint == fingerprint).any():
                 return f"the same samples in another order, from sample {row} on"
         return f"other samples, from sample {row} on"
+
+    def _compare_targets(self, target: np.ndarray, number: int, place: slice) -> None:
+        """Raise if samples that are known by their fingerprints, labels included, have other labels."""
+        if not np.array_equal(StoredShard(self.folder, self.records[number]).target[place], target):
+            raise self._other_training_set("other labels of the same samples")
 
     def _compare_features(self, features: Array, number: int, place: slice) -> None:
         """Raise if the model before the layer is not the one that the stored features are of."""

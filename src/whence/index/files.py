@@ -66,7 +66,7 @@ def written_whole(file: Path) -> Iterator[BinaryIO]:
         return
     with explain_failures(file.parent):
         try:
-            with open(part, "wb") as handle:
+            with open(part, "wb", opener=_open_itself) as handle:
                 yield handle
                 handle.flush()
                 os.fsync(handle.fileno())
@@ -132,11 +132,22 @@ def open_array(file: Path, stamp: Stamp) -> np.ndarray:
     Raises
     ------
     WhenceError
-        If what was read is not what was written.
+        If what was read is not what was written, or is no such file.
     """
-    if is_remote(file):
-        return _read_array(file, stamp)
-    mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+    try:
+        if is_remote(file):
+            return _read_array(file, stamp)
+        # No other format is read than this one, and no Python object in it.
+        mapped = np.lib.format.open_memmap(file, mode="r")
+    except WhenceError:
+        raise
+    except Exception as error:  # a header may be wrong in many ways
+        raise WhenceError(
+            f"path {str(file.parent)!r}",
+            "an array of numbers or texts",
+            f"{file.name}, which gives {type(error).__name__}: {error}",
+            "Take the index from where it was made, or make it again.",
+        ) from error
     return np.asarray(mapped)  # a plain array over the map, which lives as long as the array
 
 
@@ -203,7 +214,7 @@ class Lock:
         if is_remote(folder):
             return
         with explain_failures(folder):
-            self._handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            self._handle = _open_itself(folder / LOCK, os.O_RDWR | os.O_CREAT)
         try:
             _lock(self._handle, wait)
         except OSError as error:
@@ -233,6 +244,11 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _open_itself(file: str | Path, flags: int) -> int:
+    """Open a file to write, but nothing that a link of its name leads to."""
+    return os.open(file, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
 
 
 def _lock(handle: int, wait: bool) -> None:

@@ -18,7 +18,7 @@ from whence._arrays import as_numpy
 from whence._sparse import SparseRows
 from whence.index.shard import Shard
 
-__all__ = ["array_of", "arrays_of"]
+__all__ = ["array_of", "arrays_of", "misfit"]
 
 #: The arrays of a shard.
 ARRAYS = ("features", "target", "weight", "fingerprint")
@@ -79,3 +79,32 @@ def _sparse(*, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_feat
     matrix = scipy.sparse.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_features))
     matrix.has_canonical_format = True  # as written; nothing is sorted in place, the files are read-only
     return SparseRows(matrix)
+
+
+def misfit(name: str, array: Any, record: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the shape and kind of an array of a shard, or None.
+
+    Of sparse features the columns too: products would read wherever they lead.
+    """
+    n_samples, n_features = record["n_samples"], record["n_features"]
+    if array is None:
+        return None if name == "weight" else f"{name} that are missing"
+    shape, kind = tuple(array.shape), array.dtype.kind
+    fits = {
+        "features": len(shape) in (2, 3) and shape[-1] == n_features and kind == "f",
+        "target": len(shape) > 0 and kind in "biuf",
+        "weight": len(shape) in (1, 2) and kind == "f",
+        "fingerprint": len(shape) == 1 and array.dtype == np.uint64,
+    }
+    if not fits[name] or shape[0] != n_samples:
+        return f"{name} of {n_samples} samples of shape {shape} and dtype {array.dtype}"
+    if isinstance(array, SparseRows) and not _is_inside(array.matrix):
+        return "sparse features with entries outside"
+    return None
+
+
+def _is_inside(matrix: Any) -> bool:
+    indices, ends = matrix.indices, matrix.indptr
+    if not (np.diff(ends) >= 0).all():
+        return False
+    return not indices.size or bool(indices.min() >= 0 and indices.max() < matrix.shape[1])

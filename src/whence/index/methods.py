@@ -13,6 +13,7 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
+from whence._paths import is_remote
 from whence.engine import Engine
 from whence.index.files import (
     Lock,
@@ -24,6 +25,7 @@ from whence.index.files import (
     write_array,
     write_json,
 )
+from whence.index.records import METHOD, difference
 from whence.index.shard import Shard
 
 __all__ = ["METHOD_FILE", "Method", "StoredMethod", "stored_methods", "write_method"]
@@ -69,7 +71,7 @@ class StoredMethod:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.record: dict[str, Any] = json.loads((folder / METHOD_FILE).read_text())
+        self.record: dict[str, Any] = _record_of(folder)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -92,13 +94,15 @@ class StoredMethod:
         return {name: self._array(name) for name in self.record["state"]}
 
     def _array(self, name: str) -> np.ndarray:
+        if name not in self.record["files"]:
+            raise _changed(self.folder, f"files.{name} is missing")
         stamp = self.record["files"][name]
         return open_array(self.folder / stamp["file"], stamp)
 
     def check_weights(self, method: Method) -> None:
         """Raise if a method of the same description computes something else."""
         there, here = self.check, as_numpy(method.check)
-        if there.shape == here.shape:
+        if there.shape == here.shape and there.dtype.kind == "f":
             scale = float(np.abs(here).max(initial=0.0)) or 1.0
             if np.abs(there - here).max(initial=0.0) <= STATE_TOLERANCE * scale:
                 return
@@ -117,10 +121,30 @@ class StoredMethod:
         return next((text for text in wrong if text is not None), None)
 
 
+def _record_of(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / METHOD_FILE).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _changed(folder, f"it is not JSON ({error})") from None
+    wrong = difference(record, METHOD)
+    if wrong is not None:
+        raise _changed(folder, wrong)
+    return dict(record)
+
+
+def _changed(folder: Path, wrong: str) -> WhenceError:
+    return WhenceError(
+        f"path {str(folder.parent)!r}",
+        f"a method as it was written, by {METHOD_FILE}",
+        f"another file in {folder.name}: {wrong}",
+        "Delete that folder and make the method again with index_path= this index.",
+    )
+
+
 def stored_methods(folder: Path) -> list[StoredMethod]:
     """Return the methods that an index holds, those that were written to the end."""
     found = sorted(folder.glob(f"method-*/{METHOD_FILE}"))
-    return [StoredMethod(file.parent) for file in found]
+    return [StoredMethod(file.parent) for file in found if file.is_file()]
 
 
 def write_method(
@@ -145,6 +169,13 @@ def write_method(
         found = _reusable(folder, method)  # another process may have been faster
         if found is not None:
             return found
+        if _is_link(folder):  # nothing is written where a link leads
+            raise WhenceError(
+                f"path {str(index_folder)!r}",
+                f"a folder {folder.name}, or none",
+                "a link of that name",
+                "Remove it.",
+            )
         folder.mkdir(exist_ok=True)
         arrays = {"check": method.check, **method.state}
         files = {name: write_array(folder / f"{name}.npy", as_numpy(a)) for name, a in arrays.items()}
@@ -176,10 +207,17 @@ def _computed(function: Callable[[Any], Array], shard: Shard) -> np.ndarray:
 
 
 def _reusable(folder: Path, method: Method) -> StoredMethod | None:
-    if not (folder / METHOD_FILE).is_file():
+    if _is_link(folder) or not (folder / METHOD_FILE).is_file():
         return None
-    stored = StoredMethod(folder)
+    try:
+        stored = StoredMethod(folder)
+    except WhenceError:  # no longer what was written: it is written again
+        return None
     if stored.damage() is not None:
         return None
     stored.check_weights(method)
     return stored
+
+
+def _is_link(folder: Path) -> bool:
+    return not is_remote(folder) and folder.is_symlink()

@@ -22,9 +22,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from whence._arrays import Array
 from whence._errors import WhenceError
-from whence._paths import as_path, explain_failures
+from whence._paths import as_path, explain_failures, is_remote
 from whence.engine import Engine, as_engine, cut
 from whence.index.base import Index
 from whence.index.files import (
@@ -35,8 +37,9 @@ from whence.index.files import (
     check_size,
     open_array,
 )
-from whence.index.layout import array_of
+from whence.index.layout import ARRAYS, array_of, misfit
 from whence.index.methods import Method, StoredMethod, write_method
+from whence.index.records import WHOLE, difference
 from whence.index.shard import Shard
 from whence.linear_layer import Block
 
@@ -47,6 +50,9 @@ FORMAT_VERSION = 1
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
+
+#: How messages begin to say what is wrong with an index.
+DAMAGED = "a damaged one: "
 
 
 def holds_index(path: str | Path) -> bool:
@@ -74,12 +80,15 @@ def check_folder(folder: Path) -> None:
     )
 
 
-def read_json(file: Path, fix: str) -> dict[str, Any]:
+def read_json(file: Path, fix: str, form: Any) -> dict[str, Any]:
     """Return a manifest, or say what is wrong with it."""
     where = f"path {str(file.parent)!r}"
     try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
+        with explain_failures(file):
+            content = json.loads(file.read_text(encoding="utf-8"))
+    except WhenceError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise WhenceError(where, f"JSON in {file.name}", str(error), fix) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WhenceError(where, f"an index of whence, by {file.name}", "another file of that name", fix)
@@ -90,6 +99,9 @@ def read_json(file: Path, fix: str) -> dict[str, Any]:
             f"version {content.get('format_version')!r}, of whence {content.get('library_version')}",
             "Read it with that version of whence, or index again to a new path.",
         )
+    wrong = difference(content, form)
+    if wrong is not None:
+        raise WhenceError(where, f"{file.name} as it was written", f"another one: {wrong}", fix)
     return content
 
 
@@ -163,7 +175,24 @@ class StoredShard(Shard):
         return int(self._record["n_samples"])
 
     def _array(self, name: str) -> Any:
-        return array_of(name, self._record, lambda stamp: open_array(self._folder / stamp["file"], stamp))
+        def open_file(stamp: Stamp) -> np.ndarray:
+            return open_array(self._folder / stamp["file"], stamp)
+
+        try:
+            array = array_of(name, self._record, open_file)
+        except WhenceError:
+            raise
+        except (KeyError, OverflowError, TypeError, ValueError) as error:  # parts that make no matrix
+            reason = f"{name} that cannot be put together ({type(error).__name__}: {error})"
+            raise _damaged(self._folder, reason) from error
+        wrong = misfit(name, array, self._record)
+        if wrong is None and name in ("target", "weight") and array is not None:
+            # Mapped, the features cost nothing to look at.
+            lead = () if is_remote(self._folder) else self.features.shape[:-1]
+            if array.shape[: len(lead)] != lead or (name == "weight" and lead and array.shape != lead):
+                wrong = f"{name} of shape {array.shape} for features of {lead}"
+        refuse_damage(self._folder, wrong)
+        return array
 
     features = cached_property(lambda self: self._array("features"))
     target = cached_property(lambda self: self._array("target"))
@@ -174,7 +203,10 @@ class StoredShard(Shard):
     def coefficients(self) -> Any:  # type: ignore[override]
         if self._method is None or self._stamp is None:
             return None
-        return open_array(self._method / self._stamp["file"], self._stamp)
+        array = open_array(self._method / self._stamp["file"], self._stamp)
+        if array.dtype.kind != "f" or array.shape[:-1] != self.features.shape[:-1]:
+            refuse_damage(self._folder, f"coefficients of shape {array.shape} and dtype {array.dtype}")
+        return array
 
 
 class StoredIndex(Index):
@@ -203,6 +235,9 @@ class StoredIndex(Index):
         self.identity = self.manifest["identity"]
         self.method: StoredMethod | None = None
         self.shards = StoredShards(self.folder, self.manifest["shards"])
+        widths = {record["n_features"] for record in self.manifest["shards"]}
+        if widths != {self.manifest["n_features"]} or self.n_samples != self.manifest["n_samples"]:
+            refuse_damage(self.folder, f"shards of {self.n_samples} samples in all, {widths} features wide")
         folder, parts = self.folder, cut(self.counts)
         records = (self.manifest["shards"][some.start : some.stop] for some in parts)
         for wrong in self.engine.map(lambda part: first_damage(folder, part, verify), records):
@@ -210,7 +245,10 @@ class StoredIndex(Index):
         if self.manifest["ids"] is not None:
             look = check_checksum if verify else check_size
             refuse_damage(self.folder, look(self.folder, self.manifest["ids"]))
-            self._ids = open_array(self.folder / self.manifest["ids"]["file"], self.manifest["ids"])
+            names = open_array(self.folder / self.manifest["ids"]["file"], self.manifest["ids"])
+            if names.shape != (self.n_samples,) or names.dtype.kind not in "iuU":
+                refuse_damage(self.folder, f"ids of shape {names.shape} and dtype {names.dtype}")
+            self._ids = names
 
     @property
     def counts(self) -> list[int]:
@@ -253,6 +291,8 @@ class StoredIndex(Index):
         self._take(write_method(self.folder, self.parts, function, method(), engine or self.engine))
 
     def _take(self, method: StoredMethod) -> None:
+        if len(method.record["coefficients"]) != len(self.manifest["shards"]):
+            refuse_damage(self.folder, f"coefficients of {len(method.record['coefficients'])} shards")
         self.method = method
         records = self.manifest["shards"]
         self.shards = StoredShards(self.folder, records, method.folder, method.record["coefficients"])
@@ -261,13 +301,17 @@ class StoredIndex(Index):
 def refuse_damage(folder: Path, wrong: str | None) -> None:
     """Raise if something is wrong with a file of a complete index."""
     if wrong is not None:
-        raise WhenceError(
-            f"path {str(folder)!r}",
-            "an index as it was written",
-            f"a damaged one: {wrong}",
-            "Make the method again with index_path= this folder: what is damaged is computed again, all "
-            "else is kept.",
-        )
+        raise _damaged(folder, wrong)
+
+
+def _damaged(folder: Path, wrong: str) -> WhenceError:
+    return WhenceError(
+        f"path {str(folder)!r}",
+        "an index as it was written",
+        f"{DAMAGED}{wrong}",
+        "Make the method again with index_path= this folder: what is damaged is computed again, all "
+        "else is kept.",
+    )
 
 
 def _manifest_of(folder: Path) -> dict[str, Any]:
@@ -277,6 +321,7 @@ def _manifest_of(folder: Path) -> dict[str, Any]:
             folder / MANIFEST,
             f"Delete {MANIFEST} and make the method again with index_path= this folder: it is made again "
             "from the shards, which are kept.",
+            WHOLE,
         )
     got = f"no {MANIFEST} there"
     if (folder / BEGUN).is_file():
@@ -288,7 +333,14 @@ def _manifest_of(folder: Path) -> dict[str, Any]:
 def damage(folder: Path, record: dict[str, Any], *, thoroughly: bool = True) -> str | None:
     look = check_checksum if thoroughly else check_size
     wrong = (look(folder, stamp) for stamp in record["files"].values())
-    return next((text for text in wrong if text is not None), None)
+    found = next((text for text in wrong if text is not None), None)
+    if found is None and not is_remote(folder):  # of those elsewhere, when they are read
+        try:
+            for name in ARRAYS:
+                getattr(StoredShard(folder, record), name)
+        except WhenceError as error:
+            return error.got.removeprefix(DAMAGED)
+    return found
 
 
 def first_damage(folder: Path, records: list[dict[str, Any]], thoroughly: bool) -> str | None:
