@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from whence.explanation import Explanation
-from whence.report.html import HOW_TO_READ, prediction_cards, suspects_table
+from whence.report.html import how_to_read, prediction_cards, summary_of
 from whence.report.page import Column, Fact, Page, Section, Table, number
+from whence.report.suspects import suspects_table
 from whence.suspects import Suspects
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ DEMO_SCORES = {
 }
 #: Shares of the training set that somebody might check by hand.
 CHECKED = (0.05, 0.10, 0.15)
-N_SUSPECTS_SHOWN = 24
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def demo_page(
         training_samples=paper,
         notes=notes,
         notes_title="Changed by the demo",
-        k=N_SUSPECTS_SHOWN,
+        k=result.n_checked[1],
     )
     return Page(
         "Which training images do these predictions come from?",
@@ -121,7 +121,7 @@ def demo_page(
             Section(
                 "Predictions",
                 [
-                    HOW_TO_READ,
+                    how_to_read(explanation),
                     f"The first half of these {len(explanation)} are the test images on which the network "
                     "decides most narrowly, the second half were drawn at random. Where the demo changed "
                     "the label of a training image, a mark says what it was before.",
@@ -132,6 +132,7 @@ def demo_page(
             _completeness_section(result),
         ],
         about=explanation.about | {"seed": seed},
+        summary=summary_of(explanation.about),
     )
 
 

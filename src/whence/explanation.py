@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence.frames import by_method, cells, counted, rows_named, to_frame, write_parquet
+from whence.suspects import Suspects
 
 if TYPE_CHECKING:  # what shows answers knows them, not the other way round
     from whence.report.tables import Neighbours
@@ -262,6 +263,7 @@ class Explanation:
         training_samples: Any = None,
         class_names: Sequence[str] | None = None,
         column_names: Sequence[str] | None = None,
+        suspects: Suspects | None = None,
         title: str = "Where these predictions come from",
     ) -> Path:
         """Write a self-contained HTML page: each prediction with its supporters and opponents.
@@ -280,6 +282,8 @@ class Explanation:
         class_names : sequence of str, optional
         column_names : sequence of str, optional
             The columns of arrays of rows.
+        suspects : Suspects, optional
+            Doubtful labels of the same training set, as a table below the predictions.
         title : str
 
         Returns
@@ -302,6 +306,7 @@ class Explanation:
             training_samples=training_samples,
             class_names=class_names,
             column_names=column_names,
+            suspects=suspects,
             title=title,
         )
         return page.save(path)

@@ -93,7 +93,7 @@ class Suspects:
         class_names: Sequence[str] | None = None,
         title: str = "Labels to look at first",
     ) -> Path:
-        """Write a self-contained HTML page with the suspects as a table.
+        """Write a self-contained HTML page with the suspects as a table to sort, filter and export.
 
         Parameters
         ----------

@@ -1,5 +1,10 @@
 """Pages: everything asked for is on them, in well-formed HTML that loads nothing and escapes everything."""
 
+import base64
+import csv
+import dataclasses
+import hashlib
+import io
 import re
 from html.parser import HTMLParser
 
@@ -7,8 +12,11 @@ import numpy as np
 import pytest
 
 from whence import Explanation, Suspects, WhenceError, __version__
-from whence.report.html import label_text, prediction_cards, suspects_table
+from whence.report.export import Export
+from whence.report.html import prediction_cards, summary_of
+from whence.report.labels import label_text
 from whence.report.page import Column, Fact, Page, Section, Table, number
+from whence.report.suspects import suspects_table
 
 pytest.importorskip("jinja2")
 pytest.importorskip("PIL.Image")
@@ -65,7 +73,12 @@ def explanation():
         totals=np.asarray([3.25, 3.5]),
         training_labels=np.asarray([[1, 1], [0, 0]]),
         opponent_labels=np.asarray([[0, 0], [1, 1]]),
-        about={"method": "RepresenterPointLJE", "n_samples": 5, "damping": 1e-3},
+        about={
+            "method": "RepresenterPointLJE",
+            "n_samples": 5,
+            "damping": 1e-3,
+            "decomposes_prediction": True,
+        },
     )
 
 
@@ -99,14 +112,22 @@ def test_explanation_with_images(explanation, tmp_path, rng):
 
 
 def test_pages_load_nothing(explanation, suspects, tmp_path):
-    for answer in (explanation, suspects):
+    for answer, n_scripts in ((explanation, 0), (suspects, 1)):
         text = answer.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
         page = Checked(text)
-        assert page.addresses == []
-        assert "script" not in {tag for tag, _ in page.elements}
+        assert all(address.startswith("data:text/csv;base64,") for address in page.addresses)
+        assert len(page.addresses) == n_scripts
+        assert [tag for tag, _ in page.elements].count("script") == n_scripts
         assert not re.search(r"https?:|@import|url\(", text)
         policy = next(e["content"] for tag, e in page.elements if e.get("http-equiv"))
-        assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        allowed = "'none'"
+        if n_scripts:
+            script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+            digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+            allowed = f"'sha256-{digest}'"
+        assert policy == (
+            f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
+        )
 
 
 def test_theme_and_phone(explanation, tmp_path):
@@ -126,8 +147,12 @@ def test_what_users_write_is_escaped(explanation, suspects, tmp_path, evil):
     second = suspects.save_html(tmp_path / "2.html", training_samples=[row] * 5, class_names=names)
     for file in (first, second):
         page = Checked(file.read_text(encoding="utf-8"))
-        assert {"script", "img"}.isdisjoint({tag for tag, _ in page.elements})
+        tags = [tag for tag, _ in page.elements]
+        assert "img" not in tags
+        assert tags.count("script") == (file == second)  # its own
         assert evil in page.text
+    (address,) = page.addresses
+    assert evil in base64.b64decode(address.split(",")[1]).decode("utf-8").replace('""', '"')
 
 
 def test_table_parts_are_escaped():
@@ -198,3 +223,139 @@ def test_bad_input(explanation, tmp_path):
     with pytest.raises(WhenceError, match=r"training_samples: expected a sample of id 4"):
         explanation.save_html(tmp_path / "page.html", training_samples=["a", "b"])
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- summary, shares ----------------------------------------------------------------------------
+
+
+def test_the_summary_names_model_layer_solver_and_n():
+    about = {
+        "method": "RepresenterPointLJE",
+        "model": "digits (Sequential)",
+        "layer": "logits",
+        "loss": "softmax cross-entropy",
+        "n_samples": 1437,
+        "n_features": 65,
+        "n_outputs": 10,
+        "solver": "ExactIHVP",
+        "damping": 0.001,
+        "relative_residual": 2e-15,
+    }
+    assert summary_of(about) == [
+        ("Model", "digits (Sequential)"),
+        ("Layer", "logits, 65 × 10 weights"),
+        ("Method", "RepresenterPointLJE"),
+        ("Loss", "softmax cross-entropy"),
+        ("Solver", "ExactIHVP, damping 0.001, relative residual 2.0 × 10⁻¹⁵"),
+        ("Training samples", "1,437"),
+    ]
+    page = Checked(Page("x", summary=summary_of(about), about=about).render())
+    for _, value in summary_of(about):
+        assert value in page.text
+    assert summary_of({}) == []
+
+
+def test_values_stand_with_their_share(explanation, tmp_path):
+    supporters, opponents = prediction_cards(explanation)[0].sides
+    assert [c.share for c in supporters.contributions] == ["+15.4%", "+7.7%"]
+    assert [c.share for c in opponents.contributions] == ["−30.8%", "−3.8%"]
+    page = Checked(explanation.save_html(tmp_path / "page.html").read_text(encoding="utf-8"))
+    # (0.75 + 3) / (3.25 + 3.5) and (-1.125 + 0.25) / 6.75; gaps of 0.25 and 0.5.
+    for expected in ("+55.6% −13.0%", "0.38", "50%", "1 of 2", "Newton step"):
+        assert expected in page.text, expected
+
+
+def test_scores_that_sum_to_nothing_have_no_share(explanation, tmp_path):
+    influences = dataclasses.replace(explanation, about={"method": "InfluenceFunctions"})
+    (card, _) = prediction_cards(influences)
+    assert {c.share for side in card.sides for c in side.contributions} == {""}
+    assert card.facts == [("Model's own", "3.00")]
+    page = Checked(influences.save_html(tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "%" not in page.text.rsplit("Predictions", 1)[1]
+    for absent in ("Newton", "Sum", "add up"):
+        assert absent not in page.text
+
+
+# ---- the list of suspects -----------------------------------------------------------------------
+
+
+def records_of(text):
+    (address,) = [a for a in Checked(text).addresses if a.startswith("data:")]
+    decoded = base64.b64decode(address.split(",")[1]).decode("utf-8-sig")
+    return list(csv.reader(io.StringIO(decoded, newline="")))
+
+
+def test_suspects_are_exported_in_full(suspects, tmp_path):
+    text = suspects.save_html(tmp_path / "page.html", class_names=["cat", "dög"]).read_text(
+        encoding="utf-8"
+    )
+    assert records_of(text) == [
+        ["rank", "id", "given label", "model says", "leave-one-out score"],
+        ["1", "3", "cat", "dög", "2.5"],
+        ["2", "1", "dög", "cat", "0.5"],
+        ["3", "4", "dög", "dög", "-1.0"],
+    ]
+    table = suspects_table(suspects, notes={4: "was 9"}, notes_title="Changed", k=2)
+    assert table.export.heads[-1] == "Changed"
+    assert [record[-1] for record in table.export.records] == ["", ""]
+
+
+def test_scores_are_sorted_by_their_number(suspects, tmp_path):
+    page = Checked(suspects.save_html(tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert [e["data-key"] for _, e in page.elements if "data-key" in e] == ["2.5", "0.5", "-1.0"]
+    heads = [e for tag, e in page.elements if tag == "th" and e["scope"] == "col"]
+    assert ["data-sort" in head for head in heads] == [True] * 5
+    assert ["data-choices" in head for head in heads] == [False, False, True, True, False]
+
+
+def test_one_page_may_hold_both(explanation, suspects, tmp_path):
+    file = explanation.save_html(tmp_path / "page.html", suspects=suspects, class_names=["cat", "dog"])
+    page = Checked(file.read_text(encoding="utf-8"))
+    assert "Labels to look at first" in page.text
+    assert "Predicted dog" in page.text
+    assert len(records_of(file.read_text(encoding="utf-8"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+1+1", "'+1+1"),
+        ("-1+1", "'-1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        ("-1.5", "-1.5"),
+        ("a=1", "a=1"),
+        ('say "x", then\r\nlf', 'say "x", then\nlf'),
+        ("</script>", "</script>"),
+    ],
+)
+def test_spreadsheets_get_no_formula(text, cell):
+    export = Export("x.csv", [text], [[text, 7], [text, -0.5]])
+    body = export.csv.removeprefix("\ufeff")
+    assert list(csv.reader(io.StringIO(body, newline=""))) == [[cell], [cell, "7"], [cell, "-0.5"]]
+    assert body.count("\r\n") == body.count("\r") == 3  # only records end so
+    assert "<" not in export.address
+
+
+def test_many_predictions_have_a_list_to_jump_from(explanation, tmp_path):
+    many = explanation[[0, 1] * 13]
+    images = np.zeros((26, 8, 8))
+    file = many.save_html(tmp_path / "page.html", samples=images, training_samples=images)
+    page = Checked(file.read_text(encoding="utf-8"))
+    targets = {e["id"] for tag, e in page.elements if tag == "article"}
+    links = [address for address in page.addresses if not address.startswith("data:")]
+    assert {link.removeprefix("#") for link in links} == targets
+    assert len(targets) == 26
+    assert [e["class"] for tag, e in page.elements if tag == "article"] == ["card lazy"] * 26
+
+
+def test_suspects_in_a_frame_are_shown_with_its_columns(suspects):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"age": [31, 40, 52, 28, 66], "town": ["Ulm", "Bonn", "Kiel", "Köln", "Jena"]})
+    table = suspects_table(suspects, training_samples=frame)
+    assert [row[1].picture.values for row in table.cells] == [
+        (("age", "28"), ("town", "Köln")),
+        (("age", "40"), ("town", "Bonn")),
+        (("age", "66"), ("town", "Jena")),
+    ]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from whence import WhenceError
+from whence.report import pictures
 from whence.report.pictures import LARGEST_SIDE, N_CHARACTERS, N_VALUES, Gallery, picture_of, to_pixels
 
 images = pytest.importorskip("PIL.Image")
@@ -14,7 +15,7 @@ images = pytest.importorskip("PIL.Image")
 
 def decoded(picture):
     head, _, data = picture.source.partition(",")
-    assert head == "data:image/png;base64"
+    assert head in ("data:image/png;base64", "data:image/webp;base64")
     return np.asarray(images.open(io.BytesIO(base64.b64decode(data))))
 
 
@@ -46,8 +47,13 @@ def test_booleans_are_black_and_white():
 
 def test_large_images_are_reduced_and_small_ones_keep_sharp_pixels():
     large = picture_of(np.zeros((600, 400), dtype=np.uint8), "x")
-    assert decoded(large).shape == (LARGEST_SIDE, LARGEST_SIDE * 2 // 3)
+    height, width = decoded(large).shape[:2]
+    assert (height, width) == (LARGEST_SIDE, round(LARGEST_SIDE * 2 / 3))
     assert not large.sharp
+    assert decoded(picture_of(np.zeros((600, 400), dtype=np.uint8), "x", largest_side=72)).shape[:2] == (
+        72,
+        48,
+    )
     assert picture_of(np.zeros((8, 8)), "x").sharp
 
 
@@ -91,3 +97,28 @@ def test_gallery_by_position_and_by_id():
 def test_gallery_without_that_sample(samples, wrong):
     with pytest.raises(WhenceError, match=r"samples: expected a sample of id"):
         Gallery(samples, "samples").picture(wrong, "x")
+
+
+def test_photographs_cost_little(rng):
+    y, x = np.mgrid[:40, :40] / 40
+    photo = np.stack([x, y, 0.5 * x + 0.5 * y], axis=2) + 0.05 * rng.normal(size=(40, 40, 3))
+    picture = picture_of(np.clip(photo, 0, 1), "x")
+    assert picture.source.startswith("data:image/webp")
+    assert len(picture.source) < 2500  # as PNG 5,000 and more
+    close = np.abs(decoded(picture) / 255.0 - np.clip(photo, 0, 1))
+    assert close.mean() < 0.05
+
+
+def test_a_gallery_makes_each_picture_once(rng, monkeypatch):
+    made = []
+    plain = pictures.picture_of
+    monkeypatch.setattr(pictures, "picture_of", lambda *args: made.append(args) or plain(*args))
+    small, large = Gallery(rng.random((2, 8, 8)), "samples"), Gallery(rng.random((2, 300, 300)), "samples")
+    for gallery, times in ((small, 1), (large, 2)):
+        made.clear()
+        shown = [gallery.picture(np.int64(1), f"the {size}", size) for size in ("tiny", "small", "tiny")]
+        assert len(made) == times
+        assert [picture.alt for picture in shown] == ["the tiny", "the small", "the tiny"]
+        assert shown[0].source == shown[2].source
+    assert max(decoded(shown[0]).shape) == 72
+    assert max(decoded(shown[1]).shape) == 128

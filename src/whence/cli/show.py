@@ -15,7 +15,8 @@ from rich.text import Text
 from whence.cli.asking import Answer
 from whence.cli.indexing import Indexed
 from whence.explanation import Explanation
-from whence.report.html import HOW_TO_READ, label_text
+from whence.report.html import how_to_read
+from whence.report.labels import label_text
 from whence.report.page import number
 from whence.suspects import Suspects
 
@@ -137,7 +138,9 @@ def print_explanation(answer: Answer) -> None:
     if left > 0:
         rest = "is in the report" if answer.report else "goes into --report FILE and --json"
         console.print(Text(f"… and {left:,} more: everything {rest}.", "dim"))
-    console.print(Text(HOW_TO_READ.split(". Plus")[0] + ". Plus speaks for it, minus against it.", "dim"))
+    console.print(
+        Text(how_to_read(found).split(". ")[0] + ". Plus speaks for it, minus against it.", "dim")
+    )
     _print_report(console, answer)
 
 

@@ -8,36 +8,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence._errors import WhenceError, described
-from whence.report.page import Card, Cell, Column, Contribution, Page, Section, Side, Table, number
+from whence.report.labels import label_text, plain_id
+from whence.report.page import Card, Contribution, Fact, Page, Section, Side, Table, number
 from whence.report.pictures import Gallery
+from whence.report.suspects import suspects_table
 from whence.report.tables import Comparison, is_tabular, neighbours_table
 
 if TYPE_CHECKING:  # the answers know how to save themselves: at run time this module knows nothing of them
     from whence.explanation import Explanation
     from whence.suspects import Suspects
 
-__all__ = [
-    "explanation_page",
-    "prediction_cards",
-    "suspects_page",
-    "suspects_table",
-]
+__all__ = ["explanation_page", "how_to_read", "prediction_cards", "summary_of", "suspects_page"]
 
-SCORE_NAMES = {
-    "leave_one_out": "leave-one-out score",
-    "self_influence": "self-influence",
-    "loss": "training loss",
-}
-
-#: Labels of a sequence that are written out.
-LABELS_SHOWN = 12
-
-#: How a value is to be read; stands above every list of contributions.
-HOW_TO_READ = (
+#: How a value is to be read, of methods whose values sum to a prediction, and of others.
+OF_A_SUM = (
     "A value is what one training sample adds to the pre-activation of the explained output, by default "
     "that of the predicted class: the number that the layer gives before any softmax or sigmoid. Plus "
     "speaks for the prediction, minus against it. Shown are the strongest of either sign; the sum is "
-    "that of all training samples, shown or not, and beside it stands the model's own pre-activation."
+    "that of all training samples, shown or not, and beside it stands the model's own pre-activation. "
+    "Percentages are values over the size of that sum."
+)
+OF_A_SCORE = (
+    "A value is how strongly a training sample speaks for the prediction (plus) or against it (minus), as "
+    "the method named above measures it. Shown are the strongest of either sign. The values of all "
+    "training samples do not sum to the prediction."
 )
 
 
@@ -77,111 +71,94 @@ def prediction_cards(
     if samples is not None and not by_id:
         _check_count(samples, explanation)
     explained, training = Gallery(samples, "samples"), Gallery(training_samples, "training_samples")
+    supporters = (explanation.ids, explanation.values, explanation.shares, explanation.training_labels)
+    opponents = (
+        explanation.opponent_ids,
+        explanation.opponent_values,
+        explanation.opponent_shares,
+        explanation.opponent_labels,
+    )
     cards = []
     for t in range(len(explanation)):
         title = f"Predicted {label_text(explanation.predictions[t], class_names)}"
         name, mark = f"{sample_noun} {explanation.sample_ids[t]}", ""
-        alt = f"{name}, {title[0].lower()}{title[1:]}"
+        words = f"{name}, {title[0].lower()}{title[1:]}"
         if explanation.labels is not None:
             given = f"labelled {label_text(explanation.labels[t], class_names)}"
-            alt = f"{alt}, {given}"
+            words = f"{words}, {given}"
             are_classes = np.issubdtype(explanation.labels.dtype, np.integer)
             is_other = are_classes and np.any(explanation.labels[t] != explanation.predictions[t])
             name, mark = (name, given) if is_other else (f"{name}, {given}", "")
         values = np.concatenate([explanation.values[t], explanation.opponent_values[t]])
         longest = float(np.abs(values).max()) or 1.0
         sides = []
-        for side_title, kind, ids, of_side, labels in (
-            (
-                "Speaks for it",
-                "for",
-                explanation.ids[t],
-                explanation.values[t],
-                explanation.training_labels[t],
-            ),
-            (
-                "Speaks against it",
-                "against",
-                explanation.opponent_ids[t],
-                explanation.opponent_values[t],
-                explanation.opponent_labels[t],
-            ),
+        for side_title, kind, of_side in (
+            ("Speaks for it", "for", supporters),
+            ("Speaks against it", "against", opponents),
         ):
             contributions = []
-            for training_id, value, label in zip(ids, of_side, labels, strict=True):
+            for training_id, value, share, label in zip(*(array[t] for array in of_side), strict=True):
                 label_name = f"labelled {label_text(label, class_names)}"
+                alt = f"{training_noun} {training_id}, {label_name}"
                 contributions.append(
                     Contribution(
                         f"id {training_id}",
                         number(value, sign=True),
                         label_name,
                         abs(float(value)) / longest,
-                        training.picture(training_id, f"{training_noun} {training_id}, {label_name}"),
-                        (notes or {}).get(_plain_id(training_id), ""),
+                        training.picture(training_id, alt, "small"),
+                        (notes or {}).get(plain_id(training_id), ""),
+                        percentage(share),
                     )
                 )
             sides.append(Side(side_title, kind, contributions))
-        facts = [
-            ("Sum of all values", number(explanation.totals[t], digits=2)),
-            ("Model's own", number(explanation.pre_activations[t], digits=2)),
-        ]
-        picture = explained.picture(explanation.sample_ids[t] if by_id else t, alt)
+        facts = [("Model's own", number(explanation.pre_activations[t], digits=2))]
+        if explanation.decomposes_prediction:
+            facts.insert(0, ("Sum of all values", number(explanation.totals[t], digits=2)))
+        picture = explained.picture(explanation.sample_ids[t] if by_id else t, words)
         tables = [] if comparison is None else [neighbours_table(explanation, t, comparison)]
         cards.append(Card(title, name[0].upper() + name[1:], facts, sides, picture, mark, tables))
     return cards
 
 
-def suspects_table(
-    suspects: Suspects,
-    *,
-    training_samples: Any = None,
-    class_names: Sequence[str] | None = None,
-    notes: Mapping[Any, str] | None = None,
-    notes_title: str = "Note",
-    caption: str | None = None,
-    k: int | None = None,
-) -> Table:
-    """Return the ranked labels as a table, the first ``k`` of them or all.
+def summary_of(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a reader asks first about how something was computed: model, layer, method, solver, N.
 
-    Parameters
-    ----------
-    suspects : Suspects
-    training_samples, class_names, notes
-        As for :func:`prediction_cards`.
-    notes_title : str
-        Heads the column of notes.
-    caption : str, optional
-    k : int, optional
+    Examples
+    --------
+    >>> summary_of({"method": "RepresenterPointLJE", "solver": "ExactIHVP", "relative_residual": 2e-15})
+    [('Method', 'RepresenterPointLJE'), ('Solver', 'ExactIHVP, relative residual 2.0 × 10⁻¹⁵')]
     """
-    shown = len(suspects) if k is None else min(k, len(suspects))
-    gallery = Gallery(training_samples, "training_samples")
-    score = SCORE_NAMES.get(suspects.score, suspects.score)
-    columns = [Column("Rank", numeric=True)]
-    columns += [Column("Sample")] if training_samples is not None else []
-    columns += [Column("Id", numeric=True), Column("Given label"), Column("Model says")]
-    columns += [Column("Score", numeric=True)]
-    columns += [Column(notes_title)] if notes is not None else []
-    rows = []
-    for rank in range(shown):
-        sample_id = suspects.ids[rank]
-        given = label_text(suspects.labels[rank], class_names)
-        row = [Cell(str(rank + 1))]
-        if training_samples is not None:
-            alt = f"training sample {sample_id}, labelled {given}"
-            row.append(Cell(picture=gallery.picture(sample_id, alt)))
-        row += [
-            Cell(str(sample_id)),
-            Cell(given),
-            Cell(label_text(suspects.predictions[rank], class_names)),
-        ]
-        row.append(Cell(number(suspects.scores[rank], digits=2)))
-        if notes is not None:
-            note = notes.get(_plain_id(sample_id), "")
-            row.append(Cell(note or "–", mark=bool(note)))
-        rows.append(row)
-    n_samples = suspects.about.get("n_samples")
-    of = f" of {n_samples:,}" if n_samples else ""
-    return Table(caption or f"The {shown:,}{of} labels most likely wrong, ranked by {score}", columns, rows)
+    known = {name: str(about[name]) for name in ("model", "layer", "method", "loss") if name in about}
+    if {"n_features", "n_outputs", "layer"} <= about.keys():
+        known["layer"] += f", {about['n_features']:,} × {about['n_outputs']:,} weights"
+    if "solver" in about:
+        known["solver"] = str(about["solver"])
+        if "damping" in about:
+            known["solver"] += f", damping {about['damping']:g}"
+        if "relative_residual" in about:
+            known["solver"] += f", relative residual {number(about['relative_residual'])}"
+    if "n_samples" in about:
+        known["training samples"] = f"{about['n_samples']:,}"
+    return [(name.capitalize(), value) for name, value in known.items()]
+
+
+def how_to_read(explanation: Explanation) -> str:
+    """Return how a value is to be read; stands above every list of contributions."""
+    return OF_A_SUM if explanation.decomposes_prediction else OF_A_SCORE
+
+
+def percentage(share: float) -> str:
+    """Return a share as text, nothing for NaN.
+
+    Examples
+    --------
+    >>> percentage(0.0375), percentage(-1.2), percentage(float("nan"))
+    ('+3.8%', '−120%', '')
+    """
+    if np.isnan(share):
+        return ""
+    return f"{100 * share:+,.{1 if abs(share) < 1 else 0}f}%".replace("-", "−")
 
 
 def explanation_page(
@@ -191,28 +168,21 @@ def explanation_page(
     training_samples: Any = None,
     class_names: Sequence[str] | None = None,
     column_names: Sequence[str] | None = None,
+    suspects: Suspects | None = None,
     title: str = "Where these predictions come from",
 ) -> Page:
     """Return a page of its own for an explanation; see :meth:`whence.Explanation.save_html`."""
-    cards = prediction_cards(
-        explanation,
-        samples=samples,
-        training_samples=training_samples,
-        class_names=class_names,
-        column_names=column_names,
-    )
+    shown = {"training_samples": training_samples, "class_names": class_names}
+    cards = prediction_cards(explanation, samples=samples, column_names=column_names, **shown)
     n_samples = explanation.about.get("n_samples")
     among = f" among {n_samples:,} training samples" if n_samples else ""
-    gap = np.abs(explanation.totals - explanation.pre_activations)
-    completeness = (
-        "The sum of all values is not the model's own prediction: for local Jacobian expansion, it is what "
-        "the layer predicts after one Newton step. For the predictions shown the two are "
-        f"{number(gap.mean())} apart on average, {number(gap.max())} at most. The closer they are, the "
-        "more the values say about the model as it is."
-    )
     lead = f"The strongest supporters and opponents of {len(explanation):,} predictions{among}."
-    predictions = Section("Predictions", [HOW_TO_READ], cards, notes=[completeness])
-    return Page(title, [lead], sections=[predictions], about=explanation.about)
+    notes = [_completeness(explanation)] if explanation.decomposes_prediction else []
+    sections = [Section("Predictions", [how_to_read(explanation)], cards, notes=notes)]
+    if suspects is not None:
+        sections.append(_suspects_section(suspects_table(suspects, **shown), "Labels to look at first"))
+    about = explanation.about
+    return Page(title, [lead], _facts(explanation), sections, about, summary_of(about))
 
 
 def suspects_page(
@@ -224,47 +194,52 @@ def suspects_page(
 ) -> Page:
     """Return a page of its own for suspects; see :meth:`whence.Suspects.save_html`."""
     table = suspects_table(suspects, training_samples=training_samples, class_names=class_names)
+    sections = [_suspects_section(table, "Suspects")]
+    return Page(title, sections=sections, about=suspects.about, summary=summary_of(suspects.about))
+
+
+def _suspects_section(table: Table, title: str) -> Section:
     lead = (
         "Training samples whose given label is doubtful, the most doubtful first. Rare but right samples "
         "are doubtful too: look before you correct."
     )
-    return Page(title, [lead], sections=[Section("Suspects", tables=[table])], about=suspects.about)
+    return Section(title, [lead], tables=[table])
 
 
-def label_text(label: Any, class_names: Sequence[str] | None) -> str:
-    """Return a label as text: the name of a class, or the number itself.
-
-    The labels of a sequence are listed, without positions that do not count: -1 or NaN.
-
-    Examples
-    --------
-    >>> label_text(1, ["cat", "dog"]), label_text(3, None), label_text(0.12345, None)
-    ('dog', '3', '0.123')
-    >>> label_text(np.asarray([1, 0, -1]), ["cat", "dog"])
-    'dog cat'
-    """
-    if isinstance(label, np.ndarray) and label.ndim:
-        counted = label[label >= 0] if label.dtype.kind in "iu" else label[~np.isnan(label)]
-        texts = [label_text(one, class_names) for one in counted[:LABELS_SHOWN]]
-        return " ".join(texts + ["…"] * (counted.size > LABELS_SHOWN))
-    if isinstance(label, float | np.floating):
-        return number(float(label))
-    if class_names is None:
-        return str(label)
-    if not hasattr(class_names, "__len__") or isinstance(class_names, str):
-        raise WhenceError(
-            "class_names", "a name for every class", described(class_names), "Pass a list of texts."
-        )
-    if not 0 <= int(label) < len(class_names):
-        raise WhenceError(
-            "class_names", "a name for every class", f"{len(class_names)} names and class {label}"
-        )
-    return str(class_names[int(label)])
+def _facts(explanation: Explanation) -> list[Fact]:
+    """Return the figures that stand first: how much is shown, and how complete the values are."""
+    k = explanation.ids.shape[1]
+    facts = [Fact("Predictions explained", f"{len(explanation):,}", f"{k} training samples of either sign")]
+    labels = explanation.labels
+    if labels is not None and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+        right = labels == explanation.predictions
+        note = f"{right.sum():,} of {right.size:,}"
+        facts.append(Fact("Predicted as labelled", f"{right.mean():.0%}", note))
+    if not explanation.decomposes_prediction:
+        return facts
+    size = np.abs(explanation.totals).sum()
+    if size > 0:
+        for_it, against = (v.sum() / size for v in (explanation.values, explanation.opponent_values))
+        note = f"of the sums of all values: the {k} supporters and the {k} opponents of each"
+        facts.append(Fact("Share of those shown", f"{percentage(for_it)} {percentage(against)}", note))
+    gap = np.abs(explanation.totals - explanation.pre_activations).mean()
+    own = np.abs(explanation.pre_activations).mean()
+    note = f"apart on average; the model's own is {number(own, digits=2)} on average"
+    return [*facts, Fact("Sum and model", number(gap, digits=2), note)]
 
 
-def _plain_id(sample_id: Any) -> Any:
-    """Return an id as the user would write it, to look it up."""
-    return getattr(sample_id, "tolist", lambda: sample_id)()
+def _completeness(explanation: Explanation) -> str:
+    gap = np.abs(explanation.totals - explanation.pre_activations)
+    refers_to = {
+        "RepresenterPointLJE": "for local Jacobian expansion, it is what the layer predicts after one "
+        "Newton step",
+        "RepresenterPointL2": "for representer points, it is what the refitted layer predicts",
+    }.get(str(explanation.about.get("method")), "it is what the method's own layer predicts")
+    return (
+        f"The sum of all values is not the model's own prediction: {refers_to}. For the predictions shown "
+        f"the two are {number(gap.mean())} apart on average, {number(gap.max())} at most. The closer they "
+        "are, the more the values say about the model as it is."
+    )
 
 
 def _check_count(samples: Any, explanation: Explanation) -> None:

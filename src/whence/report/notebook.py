@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence.report.html import SCORE_NAMES, label_text
+from whence.report.labels import SCORE_NAMES, label_text
 from whence.report.page import number
 
 if TYPE_CHECKING:  # the answers know how to show themselves: at run time this module knows nothing of them

@@ -6,7 +6,9 @@ come from: ``html`` makes them of answers, and whoever has more to say adds sect
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from typing import Any
 
 from whence._arrays import import_extra
 from whence._paths import check_file, explain_failures
+from whence.report.export import Export
 from whence.report.pictures import Picture
 
 __all__ = ["Card", "Cell", "Column", "Contribution", "Fact", "Page", "Section", "Side", "Table", "number"]
@@ -49,28 +52,42 @@ class Fact:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; ``numeric`` sets it flush right."""
+    """A column of a table; ``numeric`` sets it flush right.
+
+    In a table that can be sorted and filtered, ``sortable`` says whether by this column, and ``choices``
+    whether its texts are offered to choose from.
+    """
 
     name: str
     numeric: bool = False
+    sortable: bool = True
+    choices: bool = False
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a table: text, a picture, or a text set apart as a mark."""
+    """One entry of a table: text, a picture, or a text set apart as a mark.
+
+    ``key`` is the number that it is sorted by, where that is not to be read off its text.
+    """
 
     text: str = ""
     picture: Picture | None = None
     mark: bool = False
+    key: float | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption; a row is a sequence of :class:`Cell` s or texts, the first its heading."""
+    """A table with a caption; a row is a sequence of :class:`Cell` s or texts, the first its heading.
+
+    One with an ``export`` is a long list: sorted, filtered, shown a part at a time, and exported.
+    """
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell | str]]
+    export: Export | None = None
 
     @property
     def cells(self) -> list[list[Cell]]:
@@ -92,6 +109,8 @@ class Contribution:
     picture : Picture or None
     note : str
         Set apart as a mark.
+    share : str
+        Of the sum of all values, if that is known.
     """
 
     name: str
@@ -100,6 +119,7 @@ class Contribution:
     width: float
     picture: Picture | None = None
     note: str = ""
+    share: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,10 +164,12 @@ class Page:
     title : str
     lead : sequence of str
         Paragraphs under the title.
+    summary : sequence of (name, value)
+        What was asked of which model; the date and the version of whence are added.
     facts : sequence of Fact
     sections : sequence of Section
     about : mapping
-        What was computed and how; stands at the foot of the page.
+        What was computed and how, in full; stands at the foot of the page.
     """
 
     title: str
@@ -155,6 +177,7 @@ class Page:
     facts: Sequence[Fact] = ()
     sections: Sequence[Section] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    summary: Sequence[tuple[str, str]] = ()
 
     def render(self) -> str:
         """Return the page as HTML. All text is escaped; nothing is loaded from outside.
@@ -165,8 +188,9 @@ class Page:
             If jinja2 is not installed.
         """
         jinja2 = import_extra("jinja2", "report")
+        loader = jinja2.PackageLoader("whence.report")
         environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("whence.report"),
+            loader=loader,
             autoescape=True,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
@@ -174,9 +198,19 @@ class Page:
         )
         from whence import __version__
 
-        about = {name.replace("_", " "): _plain(value) for name, value in self.about.items()}
-        about |= {"whence": __version__, "written": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}
-        return environment.get_template("page.html.j2").render(page=self, about=about)
+        script = ""
+        if any(table.export for section in self.sections for table in section.tables):
+            script = loader.get_source(environment, "page.js")[0]
+        # A browser runs this script and no other, should one ever come through the escaping.
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        return environment.get_template("page.html.j2").render(
+            page=self,
+            about={name.replace("_", " "): _plain(value) for name, value in self.about.items()},
+            version=__version__,
+            written=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+            script=script,
+            allowed=f"'sha256-{digest}'" if script else "'none'",
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the page to a file.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,12 @@ from whence._errors import WhenceError, described
 
 __all__ = ["Gallery", "Picture", "picture_of", "to_pixels"]
 
-#: The longer side, in pixels, that a larger image is reduced to.
-LARGEST_SIDE = 192
+#: The longer side, in pixels, that a larger image is reduced to, by where it stands: two pixels of a file
+#: for one of a common screen, so that it is sharp on finer ones too.
+SIDES = {"large": 176, "small": 128, "tiny": 72}
+LARGEST_SIDE = SIDES["large"]
+#: From this many bytes on, an image is not kept to the last bit if that makes it smaller.
+LOSSLESS_BYTES = 1024
 #: Up to this side an image is shown with sharp pixels.
 LARGEST_SHARP_SIDE = 48
 #: How many values of a row, and how many characters of a text, are shown.
@@ -72,16 +76,25 @@ class Gallery:
         is_many = isinstance(samples, Mapping | Sequence) and not isinstance(samples, str | bytes)
         self._samples = samples if is_many else _as_rows(samples, argument)
         self._argument = argument
+        self._made: dict[tuple[Any, str], Picture] = {}  # a sample speaks for many predictions
 
-    def picture(self, sample_id: Any, alt: str) -> Picture | None:
-        """Return the picture of one sample.
+    def picture(self, sample_id: Any, alt: str, size: str = "large") -> Picture | None:
+        """Return the picture of one sample, no larger than ``size``: ``"large"``, ``"small"``, ``"tiny"``.
 
         Raises
         ------
         WhenceError
             If there is no sample of that id, or no way to show it.
         """
-        return None if self._samples is None else picture_of(self._sample(sample_id), alt, self._argument)
+        if self._samples is None:
+            return None
+        name = getattr(sample_id, "tolist", lambda: sample_id)()
+        made = self._made.get((name, "any")) or self._made.get((name, size))
+        if made is None:
+            made = picture_of(self._sample(sample_id), alt, self._argument, SIDES[size])
+            is_reduced = made.kind == "image" and not made.sharp
+            self._made[name, size if is_reduced else "any"] = made
+        return replace(made, alt=alt)
 
     def pixels(self, sample_id: Any) -> np.ndarray | None:
         """Return a sample's pixels, or ``None`` if it is not an image."""
@@ -108,7 +121,9 @@ class Gallery:
             ) from None
 
 
-def picture_of(sample: Any, alt: str, argument: str = "samples") -> Picture:
+def picture_of(
+    sample: Any, alt: str, argument: str = "samples", largest_side: int = LARGEST_SIDE
+) -> Picture:
     """Return how one sample is shown.
 
     Texts are shown as text; mappings and vectors as rows of values; arrays of shape ``(H, W)``,
@@ -130,14 +145,15 @@ def picture_of(sample: Any, alt: str, argument: str = "samples") -> Picture:
         return Picture("row", alt, values=_entries(list(sample.items())))
     array = as_numpy(sample)
     if array.ndim == 0 and array.dtype.kind in "US":
-        return picture_of(array.item(), alt, argument)
+        return picture_of(array.item(), alt, argument, largest_side)
     if array.ndim == 0 and array.dtype.kind == "O":  # None, or an object that no one can look at
         raise _nothing_to_see(argument, described(sample))
     if array.ndim <= 1:
         return Picture("row", alt, values=_entries(list(enumerate(array.reshape(-1).tolist()))))
     pixels = to_pixels(array, argument)
     height, width = pixels.shape[:2]
-    return Picture("image", alt, source=_data_uri(pixels), sharp=max(height, width) <= LARGEST_SHARP_SIDE)
+    source = _data_uri(pixels, largest_side)
+    return Picture("image", alt, source=source, sharp=max(height, width) <= LARGEST_SHARP_SIDE)
 
 
 def to_pixels(image: np.ndarray, argument: str = "samples") -> np.ndarray:
@@ -190,14 +206,27 @@ def _as_rows(samples: Any, argument: str) -> Any:
     return rows
 
 
-def _data_uri(pixels: np.ndarray) -> str:
+def _data_uri(pixels: np.ndarray, largest_side: int) -> str:
     images = import_extra("PIL.Image", "report")
+    has_webp = import_extra("PIL.features", "report").check("webp")
     image = images.fromarray(pixels)
-    if max(image.size) > LARGEST_SIDE:
-        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    is_reduced = max(image.size) > largest_side
+    if is_reduced:
+        image.thumbnail((largest_side, largest_side))
+    if is_reduced and has_webp:  # its pixels are not the user's own any more
+        kind, data = "webp", _encoded(image, "WEBP", quality=80, method=2)
+    else:
+        kind, data = "png", _encoded(image, "PNG", optimize=True)
+        if len(data) > LOSSLESS_BYTES and has_webp:
+            lossy = _encoded(image, "WEBP", quality=90, method=2)
+            kind, data = ("webp", lossy) if len(lossy) < len(data) else (kind, data)
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")
+
+
+def _encoded(image: Any, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    image.save(file, format=kind, **options)
+    return file.getvalue()
 
 
 def _entries(pairs: list[tuple[Any, Any]]) -> tuple[tuple[str, str], ...]:

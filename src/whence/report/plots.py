@@ -9,7 +9,7 @@ import numpy as np
 
 from whence._arrays import check_number, import_extra
 from whence._errors import WhenceError
-from whence.report.html import SCORE_NAMES, label_text
+from whence.report.labels import SCORE_NAMES, label_text
 from whence.report.pictures import Gallery
 
 if TYPE_CHECKING:
