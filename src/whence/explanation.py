@@ -321,22 +321,49 @@ class Explanation:
     ) -> Any:
         """Draw the supporters and opponents of one prediction as signed bars.
 
+        In a figure of its own, the share of the prediction that the first of them explain is drawn below;
+        see :meth:`plot_cumulative`.
+
         Parameters
         ----------
         sample : int, default=0
-            Which prediction, by its place in the explanation.
-        training_samples : array, sequence or mapping, optional
-            As for :meth:`save_html`; images are drawn beside their bars.
+            Which prediction, by its place in the explanation. By its id: ``explanation[id].plot()``.
+        training_samples : array, sequence, frame or mapping, optional
+            As for :meth:`save_html`; beside the bars stand images, texts, or the first values of rows.
         class_names : sequence of str, optional
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            Where to draw the bars; a new figure by default.
 
         Returns
         -------
         matplotlib Axes
+            That of the bars.
         """
         from whence.report.plots import plot_explanation
 
         return plot_explanation(
             self, sample, training_samples=training_samples, class_names=class_names, ax=ax
         )
+
+    def plot_cumulative(self, *, ax: Any = None) -> Any:
+        """Draw the share of the prediction that the first 1, 2, ... k supporters and opponents explain.
+
+        Shares are :attr:`shares`, summed from the strongest on; of several predictions the mean is drawn.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        WhenceError
+            If the values do not sum to a prediction; see :attr:`decomposes_prediction`.
+        """
+        from whence.report.plots import plot_cumulative
+
+        return plot_cumulative(self, ax=ax)

@@ -246,7 +246,7 @@ def test_it_is_used_by_keyboard_alone(chromium, demo_report):
                 assert set(column(page, "Changed by the demo")) == {"was 3"}
                 page.keyboard.press("Control+A")
                 page.keyboard.press("Delete")
-            if name == "Given label":
+            if name == "Given label" and "Export as CSV" not in reached:
                 page.keyboard.press("ArrowDown")
                 rows = page.locator(".list tbody tr")
                 playwright.expect(rows).not_to_have_count(100)  # a moment later
@@ -270,17 +270,11 @@ def test_it_is_used_by_keyboard_alone(chromium, demo_report):
                 page.keyboard.press("Enter")
                 assert page.get_by_text("step size").is_visible()
                 break
-        in_order = [
-            "Filter",
-            "Given label",
-            "Model says",
-            "Export as CSV",
-            "Rank",
-            "Id",
-            "Score",
-            "Show all",
-        ]
-        assert [name for name in reached if name in in_order] == in_order
+        controls = ["Filter", "Given label", "Model says", "Export as CSV"]
+        heads = ["Rank", "Id", "Given label", "Model says", "Score", "Changed by the demo"]
+        in_order = [*controls, *heads, "Show 100 more", "Show all"]
+        until = reached[: reached.index("Show all") + 1]
+        assert [name for name in until if name in in_order] == in_order
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,22 @@ from whence._arrays import check_number, import_extra
 from whence._errors import WhenceError
 from whence.report.labels import SCORE_NAMES, label_text
 from whence.report.pictures import Gallery
+from whence.report.tables import Rows, is_tabular, shown
 
 if TYPE_CHECKING:
     from whence.explanation import Explanation
     from whence.suspects import Suspects
 
-__all__ = ["plot_explanation", "plot_suspects"]
+__all__ = ["plot_cumulative", "plot_explanation", "plot_suspects"]
 
 #: Blue and orange that stay apart for every kind of colour vision.
 FOR, AGAINST = "#1f6f8b", "#c8662b"
-#: Height of one bar, and of a title and an axis, in inches.
-BAR, FRAME = 0.38, 1.3
+#: Height of one bar without and with something to see beside it, and of a title and an axis, in inches.
+BAR, TALL_BAR, FRAME = 0.38, 0.52, 1.3
+#: Height of the curve below the bars, in inches.
+CURVE = 2.2
+#: How much of a text, and how many values of a row and characters of each, stand beside a bar.
+N_LINES, LINE_CHARACTERS, N_VALUES, N_VALUE_CHARACTERS = 2, 62, 5, 9
 
 
 def plot_explanation(
@@ -46,14 +52,53 @@ def plot_explanation(
         f"{training_id}, labelled {label_text(label, class_names)}"
         for training_id, label in zip(ids, labels, strict=True)
     ]
-    ax = _axes(ax, len(values))
+    seen = _seen(training_samples, ids)
+    below = None
+    if ax is None:
+        ax, beside, below = _panels(len(values), seen, explanation.decomposes_prediction)
+    else:
+        beside = ax
     _bars(ax, values, names, [FOR if value >= 0 else AGAINST for value in values])
     ax.axvline(0, color="0.4", linewidth=0.8)
-    ax.set_xlabel("contribution to the pre-activation")
+    ax.set_xlabel("contribution to the pre-activation" if explanation.decomposes_prediction else "score")
     prediction = label_text(explanation.predictions[sample], class_names)
     ax.set_title(f"Sample {explanation.sample_ids[sample]}: predicted {prediction}", loc="left")
-    _thumbnails(ax, Gallery(training_samples, "training_samples"), ids)
+    _show_samples(beside, seen, 1.02 if beside is ax else 0.0)
+    if below is not None:
+        plot_cumulative(explanation[sample : sample + 1], ax=below)
     return ax
+
+
+def plot_cumulative(explanation: Explanation, *, ax: Any = None) -> Any:
+    """Draw how much of predictions is explained; see :meth:`whence.Explanation.plot_cumulative`."""
+    if not explanation.decomposes_prediction:
+        raise WhenceError(
+            "explanation",
+            "one whose values sum to a prediction",
+            f"one by {explanation.about.get('method', 'an unknown method')}",
+            "Explain by RepresenterPointLJE or RepresenterPointL2.",
+        )
+    ax = _axes(ax, 6)
+    first = np.arange(explanation.ids.shape[1] + 1)
+    sides = {"supporters": explanation.shares, "opponents": explanation.opponent_shares}
+    lines = {name: _cumulated(shares) for name, shares in sides.items()}
+    lines["both"] = lines["supporters"] + lines["opponents"]
+    for (name, shares), color in zip(lines.items(), (FOR, AGAINST, "0.35"), strict=True):
+        mean = np.nanmean(shares, axis=0) if np.isfinite(shares).any() else np.full(len(first), np.nan)
+        style = ":" if name == "both" else "-"
+        ax.plot(first, 100 * mean, color=color, linestyle=style, marker="o", markersize=3, label=name)
+    ax.axhline(0, color="0.4", linewidth=0.8)
+    ax.set_xlabel("first samples of either sign")
+    ax.set_ylabel("% of the prediction" if len(explanation) == 1 else "% of the prediction, mean")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="upper left")
+    return ax
+
+
+def _cumulated(shares: np.ndarray) -> np.ndarray:
+    """Return the sums of the first shares, from none of them on, shape ``(T, k + 1)``."""
+    return np.concatenate([np.zeros((len(shares), 1)), np.cumsum(shares, axis=1)], axis=1)
 
 
 def plot_suspects(
@@ -86,6 +131,22 @@ def _axes(ax: Any, n_bars: int) -> Any:
     return ax
 
 
+def _panels(n_bars: int, seen: Sequence[Any], has_curve: bool) -> tuple[Any, Any, Any]:
+    """Return axes for the bars, for the samples beside them, and for the curve below or None."""
+    pyplot = import_extra("matplotlib.pyplot", "report")
+    kinds = {type(one) for one in seen}
+    width = 0.0 if not seen else 0.6 if kinds == {np.ndarray} else 5.0
+    heights = [FRAME + (TALL_BAR if seen else BAR) * n_bars] + [CURVE] * has_curve
+    figure = pyplot.figure(figsize=(7 + width, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(
+        len(heights), 2 if seen else 1, height_ratios=heights, width_ratios=[7, width] if seen else [1]
+    )
+    ax = figure.add_subplot(grid[0, 0])
+    beside = figure.add_subplot(grid[0, 1], sharey=ax) if seen else ax
+    below = figure.add_subplot(grid[1, 0]) if has_curve else None
+    return ax, beside, below
+
+
 def _bars(ax: Any, values: np.ndarray, names: list[str], colors: list[str]) -> None:
     places = np.arange(len(values))
     ax.barh(places, values, color=colors, height=0.6)
@@ -95,17 +156,74 @@ def _bars(ax: Any, values: np.ndarray, names: list[str], colors: list[str]) -> N
     ax.tick_params(axis="y", length=0)
 
 
-def _thumbnails(ax: Any, gallery: Gallery, ids: np.ndarray) -> None:
-    """Draw the images among the samples at the right end of their bars' rows."""
-    offsetbox = import_extra("matplotlib.offsetbox", "report")
-    for place, training_id in enumerate(ids):
-        pixels = gallery.pixels(training_id)
+def _seen(training_samples: Any, ids: np.ndarray) -> list[Any]:
+    """Return what is seen of each sample: pixels, a text, or a row by name. Nothing if none were given."""
+    if training_samples is None:
+        return []
+    if is_tabular(training_samples):
+        rows = Rows(training_samples, "training_samples")
+        return [dict(zip(rows.names, map(shown, rows.row(one)), strict=True)) for one in ids]
+    gallery = Gallery(training_samples, "training_samples")
+    seen: list[Any] = []
+    for one in ids:
+        pixels, picture = gallery.pixels(one), None
         if pixels is None:
-            continue
-        image = offsetbox.OffsetImage(pixels, zoom=22 / max(pixels.shape[:2]), cmap="gray")
-        image.image.set_clim(0, 255)
-        at_end = ax.get_yaxis_transform()
-        box = offsetbox.AnnotationBbox(
-            image, (1.04, place), xycoords=at_end, frameon=False, annotation_clip=False
-        )
-        ax.add_artist(box)
+            picture = gallery.picture(one, "")
+        if picture is not None:
+            seen.append(picture.text if picture.kind == "text" else dict(picture.values))
+        else:
+            seen.append(pixels)
+    return seen
+
+
+def _show_samples(ax: Any, seen: Sequence[Any], left: float) -> None:
+    """Draw samples in the rows of their bars, from ``left`` on, in shares of the width of the axes."""
+    if not seen:
+        return
+    if left == 0.0:
+        ax.set_axis_off()
+    across = ax.get_yaxis_transform()
+    if isinstance(seen[0], dict):
+        _rows(ax, seen, left, across)
+        return
+    for place, one in enumerate(seen):
+        if isinstance(one, str):
+            text = " ".join(one.split())
+            lines = textwrap.wrap(text, LINE_CHARACTERS, max_lines=N_LINES, placeholder=" …")
+            _write(ax, left, place, "\n".join(lines), across)
+        else:
+            _thumbnail(ax, one, left + 0.02, place, across)
+
+
+def _rows(ax: Any, rows: Sequence[dict[str, str]], left: float, across: Any) -> None:
+    """Draw rows as one table, its columns named above the first bar."""
+    names = list(rows[0])[:N_VALUES]
+    step = 1.0 / (len(names) + (len(rows[0]) > N_VALUES))
+    for column, name in enumerate(names):
+        x = left + column * step
+        _write(ax, x, -0.75, _short(name), across, weight="bold")
+        for place, row in enumerate(rows):
+            _write(ax, x, place, _short(row.get(name, "")), across)
+    if len(rows[0]) > N_VALUES:
+        _write(ax, left + len(names) * step, -0.75, f"+ {len(rows[0]) - N_VALUES}", across)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= N_VALUE_CHARACTERS else text[: N_VALUE_CHARACTERS - 1] + "…"
+
+
+def _write(ax: Any, x: float, y: float, text: str, transform: Any, **style: Any) -> None:
+    # The text is the user's: dollars are no formula.
+    ax.text(
+        x, y, text, transform=transform, va="center", fontsize=8, parse_math=False, clip_on=False, **style
+    )
+
+
+def _thumbnail(ax: Any, pixels: np.ndarray, x: float, y: float, transform: Any) -> None:
+    offsetbox = import_extra("matplotlib.offsetbox", "report")
+    image = offsetbox.OffsetImage(pixels, zoom=24 / max(pixels.shape[:2]), cmap="gray")
+    image.image.set_clim(0, 255)
+    box = offsetbox.AnnotationBbox(
+        image, (x, y), xycoords=transform, frameon=False, annotation_clip=False, box_alignment=(0, 0.5)
+    )
+    ax.add_artist(box)
