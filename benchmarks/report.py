@@ -23,19 +23,20 @@ import whence
 
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 N_CLASSES = 10
+#: Images that are made; to the report each id is an image of its own.
+N_DISTINCT = 500
 PAINTED = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
-def images(n: int, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Return smooth colours with a little noise, as photographs have them, shape ``(n, side, side, 3)``."""
-    y, x = np.mgrid[:side, :side].astype(np.float32) / side
-    waves = rng.uniform(0, 6, (n, 3, 1, 1, 3)).astype(np.float32)
-    made = np.empty((n, side, side, 3), dtype=np.uint8)
-    for i, (a, b, c) in enumerate(waves):
-        smooth = 0.5 + 0.5 * np.sin(a * x[:, :, None] + b * y[:, :, None] + c)
-        noise = rng.normal(0, 0.03, (side, side, 3))
-        made[i] = np.clip(255 * (smooth + noise), 0, 255)
-    return made
+def images(n: int, side: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return smooth colours with a little noise, as photographs have them, each ``(side, side, 3)``."""
+    y, x = np.mgrid[:side, :side].astype(np.float32)[..., None] / side
+    noise = rng.normal(0, 8, (side, side, 3)).astype(np.float32)
+    waves = rng.uniform(0, 6, (min(n, N_DISTINCT), 3, 3)).astype(np.float32)
+    made = [
+        np.clip(127 + 127 * np.sin(a * x + b * y + c) + noise, 0, 255).astype(np.uint8) for a, b, c in waves
+    ]
+    return [made[i % len(made)] for i in range(n)]
 
 
 def texts(n: int, rng: np.random.Generator) -> list[str]:
