@@ -32,6 +32,7 @@ from array_api_compat import device as device_of
 from whence._arrays import (
     WORKSPACE_BYTES,
     Array,
+    as_numpy,
     assign,
     astype,
     itemsize,
@@ -228,6 +229,36 @@ class LinearLayer:
             return gradient
 
         return total(blocks, of_part) / blocks.n_samples
+
+    def implied_l2(self, blocks: Blocks) -> float:
+        """Return the L2 strength that makes the weights, but the bias, most nearly a stationary point.
+
+        A layer that was held back by small steps and by stopping early lies where a stronger regulariser
+        would have led: ``g + lam theta = 0`` for the mean gradient ``g``, which least squares solves by
+        ``lam = -<g, theta> / <theta, theta>``. At an optimum it is the strength of the layer's own.
+
+        Returns
+        -------
+        float
+            Negative where the weights grow along the gradient.
+
+        Examples
+        --------
+        One sample ``x = 2``, ``theta = 3``, target 7: ``g = 2 x (x theta - 7) = -4``.
+
+        >>> import numpy as np
+        >>> from whence.losses import SquaredError
+        >>> class One:
+        ...     n_samples = 1
+        ...     def __iter__(self):
+        ...         yield Block(np.asarray([[2.0]]), np.asarray([[7.0]]))
+        >>> round(LinearLayer(np.asarray([[3.0]]), SquaredError()).implied_l2(One()), 6)
+        1.333333
+        """
+        rows = slice(0, self.n_features - int(self.has_bias))
+        theta, gradient = (as_numpy(a)[rows] for a in (self.theta, self.mean_gradient(blocks)))
+        size = float((theta * theta).sum())
+        return -float((gradient * theta).sum()) / size if size else 0.0
 
     def hessian_product(
         self,

@@ -110,7 +110,11 @@ def test_values_are_those_of_dense_linear_algebra(case):
     for i in range(n):
         k = np.diag(p[i]) - np.outer(p[i], p[i])
         h += np.kron(k, np.outer(phi[i], phi[i])) / n
-    lam = np.full(d, 1e-3 + 1 / n)  # XGBoost's reg_lambda is 1, next to the sum of the losses
+    # XGBoost's reg_lambda is 1, next to the sum of the losses; eight rounds imply more.
+    first = phi.T @ (shares(u) - labels) / n
+    implied = -(first[:-1] * lje.layer.theta[:-1]).sum() / (lje.layer.theta[:-1] ** 2).sum()
+    assert implied > 1 / n
+    lam = np.full(d, 1e-3 + implied)
     lam[-1] = 1e-3
     h += np.diag(np.tile(lam, n_outputs))
     gradients = np.stack([np.outer(phi[i], r[i]).T.ravel() for i in range(n)], axis=1)
@@ -146,8 +150,37 @@ def test_leaves_are_regularised_as_in_training(case):
     train, data, strength = STRENGTHS[case]
     wrapped = whence.InfluenceModel(train())
     index = wrapped.index(data)
-    assert wrapped.layer.l2 == pytest.approx(strength / index.n_samples)
-    assert wrapped.layer.bias_l2 == 0
+    layer = wrapped.layer
+    assert wrapped._adapter.weights().l2_of_sum == strength
+    implied = 0 if case == "forest" else layer.implied_l2(index)
+    assert layer.l2 == pytest.approx(max(strength / index.n_samples, implied))
+    assert layer.bias_l2 == 0
+
+
+def test_the_regulariser_needs_a_training_set():
+    wrapped = whence.InfluenceModel(GradientBoostingClassifier(n_estimators=3).fit(*BINARY))
+    with pytest.raises(WhenceError, match="a training set first"):
+        _ = wrapped.layer
+
+
+def test_what_a_slow_booster_was_held_back_by_is_part_of_its_regulariser():
+    """Its totals then stay near its own margins; ``reg_lambda`` alone lets the layer run far ahead."""
+    model = xgboost(n_estimators=20, learning_rate=0.01).fit(*BINARY)
+    queries = BINARY[0][:50], BINARY[1][:50]
+    gaps = []
+    for options in ({}, {"reg_lambda": 1.0}):
+        lje = method(model, BINARY, **options)
+        explanation = lje.explain(queries, 1)
+        gaps.append(np.abs(explanation.totals - explanation.pre_activations).mean())
+    assert gaps[0] < 2 * np.abs(explanation.pre_activations).mean()
+    assert gaps[1] > 3 * gaps[0]
+
+
+def test_one_whole_step_implies_the_boosters_own_regulariser():
+    model = xgboost(xgb.XGBRegressor, n_estimators=1, learning_rate=1.0, reg_lambda=5.0).fit(*VALUES)
+    wrapped = whence.InfluenceModel(model)
+    index = wrapped.index(VALUES)
+    assert wrapped.layer.implied_l2(index) == pytest.approx(2 * 5 / index.n_samples, rel=1e-4)
 
 
 @pytest.mark.parametrize("case", ["xgboost", "lightgbm"])

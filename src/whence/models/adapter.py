@@ -6,7 +6,7 @@ import importlib
 import inspect
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,9 @@ class Weights:
     l2_of_sum, bias_l2_of_sum : float
         The same of a regulariser that stands next to the *sum* of the losses: divided by ``N``, it is
         added to the other.
+    was_held_back : bool
+        Whether training regularised beyond that, by small steps and by stopping: the strength is then at
+        least :meth:`~whence.LinearLayer.implied_l2`.
     """
 
     kernel: np.ndarray
@@ -66,6 +69,7 @@ class Weights:
     bias_l2: float = 0.0
     l2_of_sum: float = 0.0
     bias_l2_of_sum: float = 0.0
+    was_held_back: bool = field(default=False, kw_only=True)
 
     def theta(self) -> np.ndarray:
         """Return the weights as the library takes them: in float64, the bias as last row."""

@@ -118,8 +118,8 @@ class InfluenceModel:
             If there is no such layer, or it has other weights or another loss.
         """
         other = self.at_layer(index.identity["layer"])
-        other._n_samples = index.n_samples
         index.check(other.identity())
+        other._learn_from(index)
         return other
 
     def _open(self, adapter: Adapter) -> None:
@@ -129,6 +129,7 @@ class InfluenceModel:
         self._loss_was_assumed = False
         self._loss_was_tried = False
         self._n_samples: int | None = None  # known once a training set is indexed
+        self._implied_l2 = 0.0  # the same
 
     @property
     def model_name(self) -> str:
@@ -169,6 +170,9 @@ class InfluenceModel:
         if weights.l2_of_sum or weights.bias_l2_of_sum:
             l2 += weights.l2_of_sum / self._n_training_samples()
             bias_l2 += weights.bias_l2_of_sum / self._n_training_samples()
+        if weights.was_held_back:
+            self._n_training_samples()  # raises before one is known
+            l2 = max(l2, self._implied_l2)
         return LinearLayer(theta, self.loss, weights.bias is not None, l2, bias_l2)
 
     def theta(self) -> np.ndarray:
@@ -299,9 +303,16 @@ class InfluenceModel:
 
         place = as_engine(engine)
         filled = index_of(self, dataset, argument, ids, progress, path, feature_dtype, place, on_error)
-        self._n_samples = filled.n_samples
         filled.engine = place
+        self._learn_from(filled)
         return filled
+
+    def _learn_from(self, index: Index) -> None:
+        """Take from a training set what the layer's regularisers depend on."""
+        self._n_samples = index.n_samples
+        self._implied_l2 = 0.0
+        if self._adapter.weights().was_held_back:
+            self._implied_l2 = self.layer.implied_l2(index)
 
     def map_samples(self, dataset: Any, function: Callable[[Block], Array]) -> Any:
         """Return a dataset of the user's kind: ``function`` of each batch as the layer sees it."""

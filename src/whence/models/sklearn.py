@@ -67,8 +67,8 @@ def open_sklearn(
         What training counted each class; needed if it was ``"balanced"``, of which a fitted estimator
         does not keep the numbers.
     reg_lambda : float, optional
-        In place of the L2 strength on leaf values that XGBoost or LightGBM was trained with; 0 leaves
-        the factory's damping alone.
+        In place of the L2 strength on leaf values that XGBoost or LightGBM was trained with, and of what
+        small steps and stopping add to it; 0 leaves the factory's damping alone.
 
     Raises
     ------
@@ -143,7 +143,7 @@ class LinearAdapter(EstimatorAdapter):
         is_fitted(model, "coef_", "coefs_")
         self._model = model
         loss, strengths, against_rest = reader(model)
-        self._strengths: dict[str, float] = strengths
+        self._strengths: dict[str, Any] = strengths
         names = getattr(model, "classes_", None)
         if names is not None and getattr(model, "_label_binarizer", None) is not None:
             binarizer = model._label_binarizer  # labels in columns have no class names

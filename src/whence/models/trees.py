@@ -5,10 +5,12 @@ the base score. ``theta (leaves, C)`` holds the leaf values, each in the column 
 is for, and the base score as last row. ``u_i = theta^T phi_i`` is then the library's own raw margin, which
 is checked on the first batch, to 1e-6: an ensemble that does something else yields no numbers.
 
-``lam`` is the booster's own L2 on leaf values. Boosters write it next to the sum of the losses,
+``lam`` is what regularised the leaf values. Boosters write their own L2 next to the sum of the losses,
 ``sum_i ell_i + reg_lambda / 2 * sum(leaf**2)``, so it is ``reg_lambda / N`` for the mean, on leaf values as
-they stand in the ensemble; twice that for squared error, which boosters halve. The base score is not
-regularised.
+they stand in the ensemble; twice that for squared error, which boosters halve. A small learning rate and
+stopping after some rounds hold the values back much further than ``reg_lambda`` does: ``lam`` is then the
+strength at which they would be the optimum, see :meth:`~whence.LinearLayer.implied_l2`; for a booster that
+converged that is ``reg_lambda / N`` again. The base score is not regularised.
 """
 
 from __future__ import annotations
@@ -103,7 +105,7 @@ class TreeAdapter(EstimatorAdapter):
     leaves : Leaves
     pipe, loss, classes, one_against_rest, by_class
         See :class:`EstimatorAdapter`.
-    l2_of_sum : float
+    l2_of_sum, was_held_back
         See :class:`Weights`.
     precision : dtype
         In which the library sums leaf values.
@@ -126,12 +128,14 @@ class TreeAdapter(EstimatorAdapter):
         one_against_rest: bool = False,
         by_class: np.ndarray | None = None,
         l2_of_sum: float = 0.0,
+        was_held_back: bool = False,
         precision: Any = np.float64,
     ) -> None:
         super().__init__(pipe, loss, classes, one_against_rest, by_class)
         self._name = name
         self._leaves = leaves
         self._l2_of_sum = l2_of_sum
+        self._was_held_back = was_held_back
         self._precision = precision
         self._n_features_in = n_features_in
         self._was_checked = False
@@ -160,7 +164,9 @@ class TreeAdapter(EstimatorAdapter):
     def weights(self) -> Weights:
         """Return leaf values and base score."""
         base = self._base if self.has_base else None
-        return Weights(self._leaves.theta, base, l2_of_sum=self._l2_of_sum)
+        return Weights(
+            self._leaves.theta, base, l2_of_sum=self._l2_of_sum, was_held_back=self._was_held_back
+        )
 
     def features(self, inputs: Any) -> Array:
         """Return leaf indicators ``(n, leaves)``, sparse: one a tree."""

@@ -39,7 +39,7 @@ class LightGBMAdapter(TreeAdapter):
     loss_function : Loss or str, optional
         For an objective of the user's own; see :func:`~whence.models.estimators.given_loss`.
     reg_lambda : float, optional
-        In place of the booster's own.
+        In place of the booster's own and of what its training implies.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class LightGBMAdapter(TreeAdapter):
                 "class weights that a trained booster does not keep",
                 "Train it with sample_weight, and give the same weights with the samples.",
             )
+        was_held_back = reg_lambda is None
         if reg_lambda is None:
             reg_lambda = float(parameters.get("lambda_l2", 0))
         super().__init__(
@@ -80,6 +81,7 @@ class LightGBMAdapter(TreeAdapter):
             n_features_in=booster.num_feature(),
             one_against_rest=against_rest,
             by_class=None if positive == 1 or n_outputs > 1 else np.asarray([1.0, positive]),
+            was_held_back=was_held_back,
             l2_of_sum=l2_on_leaves(reg_lambda, loss, n_outputs, against_rest),
         )
 

@@ -99,6 +99,7 @@ class GradientBoostingAdapter(TreeAdapter):
             _boosting_loss(model, n_outputs),
             _classes(model),
             n_features_in=model.n_features_in_,
+            was_held_back=True,
         )
 
     def _reached(self, x: Any) -> np.ndarray:
@@ -133,6 +134,7 @@ class HistGradientBoostingAdapter(TreeAdapter):
             _classes(model),
             n_features_in=model.n_features_in_,
             by_class=weights_by_class(model, class_weight),
+            was_held_back=True,
             l2_of_sum=l2_on_leaves(model.l2_regularization, loss, n_outputs, False),
         )
 

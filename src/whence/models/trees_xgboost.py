@@ -42,7 +42,7 @@ class XGBoostAdapter(TreeAdapter):
     loss_function : Loss or str, optional
         For an objective of the user's own; see :func:`~whence.models.estimators.given_loss`.
     reg_lambda : float, optional
-        In place of the booster's own.
+        In place of the booster's own and of what its training implies.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class XGBoostAdapter(TreeAdapter):
         loss = _loss_of(model, custom or _is_untold(objective, parameters), objective, loss_function)
         leaves = _leaves_of(content["gradient_booster"], self._range[1], int(parameters["num_class"]))
         n_outputs = leaves.theta.shape[1]
+        was_held_back = reg_lambda is None
         if reg_lambda is None:
             reg_lambda = float(_train_parameters(booster).get("lambda", 1.0))
         positive = float(content["objective"].get("reg_loss_param", {}).get("scale_pos_weight", 1))
@@ -77,6 +78,7 @@ class XGBoostAdapter(TreeAdapter):
             names,
             n_features_in=int(parameters["num_feature"]),
             by_class=None if positive == 1 or n_outputs > 1 else np.asarray([1.0, positive]),
+            was_held_back=was_held_back,
             l2_of_sum=l2_on_leaves(reg_lambda, loss, n_outputs, False),
             precision=np.float32,
         )
