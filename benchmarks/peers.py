@@ -5,7 +5,7 @@
 The model is one linear layer on given features (the last of which is a constant 1, so that it needs no
 bias), trained with cross-entropy on labels of which 10 % are flipped; every library gets it whole, so that
 each computes on the same layer. Timed is fit, scores of all N training samples for 100 queries, and
-self-influence of all, each method in a process of its own and after a first run on 512 samples. With the
+self-influence of all, each method in a process of its own and after a first run on 500 samples. With the
 default of one thread, CPU time is work done, not waiting for others. ``peak`` is the memory of the process
 above what it held before.
 
@@ -18,7 +18,7 @@ Peers: Captum 0.9 (TracInCPFast without a Hessian, Arnoldi), pyDVL 0.10 (direct,
 dattri 0.3 (explicit; representer points with L2, which have no reference here), kronfluence 1.0 (EK-FAC)
 and influenciae 0.3.0 (Python 3.10, TensorFlow below 2.10). Each is run by FOLDER/NAME/bin/python with NAME
 captum, pydvl, dattri, kronfluence or influenciae, or here if it is installed here; one that is not found is
-left out, and so is what takes over ``--limit`` seconds or fails, with the reason. To make one of them::
+left out, and so is what takes over ``--limit`` seconds or ``--memory`` GiB, with the reason. To make one::
 
     python -m venv FOLDER/captum && FOLDER/captum/bin/pip install torch captum
 """
@@ -175,18 +175,21 @@ def interpreter(package: str, environments: Path | None) -> str | None:
         return None
 
 
-def run(method: str, python: str, folder: Path, threads: int, limit: float) -> dict[str, float] | str:
+def run(method: str, python: str, folder: Path, options: Any) -> dict[str, float] | str:
     """Run one method in a process of its own; return its times and memory, or why there are none."""
     counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
-    environment = os.environ | dict.fromkeys(counts, str(threads)) | {"PEERS_FOLDER": str(folder)}
+    environment = os.environ | dict.fromkeys(counts, str(options.threads))
+    environment |= {"PEERS_FOLDER": str(folder), "PEERS_MEMORY": str(options.memory)}
     if package_of(method) != "whence":
         environment.pop("PYTHONPATH", None)
     script = str(Path(__file__).with_name("_peers.py"))
     command = [python, script, str(folder / "setting.npz"), method, str(folder / "result.npz")]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=options.limit, env=environment
+        )
     except subprocess.TimeoutExpired:
-        return f"over {limit:.0f} s"
+        return f"over {options.limit:.0f} s"
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"])[-1]
         if package_of(method) in ("whence", "torch"):
@@ -203,6 +206,7 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--environments", type=Path, help="a folder with an environment for each peer")
     options.add_argument("--limit", type=float, default=600.0, help="seconds that one method may take")
+    options.add_argument("--memory", type=float, default=8.0, help="GiB that one method may take")
     options.add_argument("--threads", type=int, default=1, help="threads of each method")
     options.add_argument("--only", nargs="*", help="workloads, e.g. W2 W3")
     options.add_argument("--methods", nargs="*", help="names, or beginnings of names, of methods")
@@ -224,7 +228,7 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 np.savez(Path(folder) / "setting.npz", **arrays)
-                figures = run(method, python, Path(folder), given.threads, given.limit)
+                figures = run(method, python, Path(folder), given)
                 if isinstance(figures, str):
                     print(f"{method:29}{figures}", flush=True)
                     continue

@@ -1,5 +1,7 @@
 """PyTorch modules: any linear layer, any loss, any form of batch, and everything left as it was."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from reference import Dense, LocalJacobianExpansion, softmax_cross_entropy
@@ -101,6 +103,13 @@ WEIGHT = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
 LOSSES = {
     "cross-entropy": (nn.CrossEntropyLoss(), INTS, (), SoftmaxCrossEntropy),
     "cross-entropy, summed": (nn.CrossEntropyLoss(reduction="sum"), INTS, (), SoftmaxCrossEntropy),
+    "cross-entropy, not reduced": (nn.CrossEntropyLoss(reduction="none"), INTS, (), SoftmaxCrossEntropy),
+    "weights, smoothing and an ignored class": (
+        nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1, ignore_index=1, reduction="sum"),
+        INTS,
+        (),
+        DifferentiatedLoss,
+    ),
     "a function of torch": (F.cross_entropy, INTS, (), SoftmaxCrossEntropy),
     "class weights and smoothing": (
         nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1),
@@ -320,6 +329,40 @@ def test_hooks_go_when_the_model_fails():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+class Failing(Two):
+    """Fails in the pass of that number, before, in or behind its last layer."""
+
+    def __init__(self, at, error):
+        super().__init__()
+        self.at, self.error, self.passes = at, error, 0
+
+    def forward(self, x):
+        self.passes += 1
+        result = super().forward(x)
+        if self.passes >= self.at:
+            raise self.error
+        return result
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.HuberLoss()], ids=["closed", "differentiated"])
+def test_hooks_go_at_whatever_pass_the_model_fails(error, loss):
+    y = INTS if isinstance(loss, nn.CrossEntropyLoss) else REALS
+    passes = 0
+    while True:
+        passes += 1
+        model = Failing(passes, error).double()
+        try:
+            wrap(model, loss, layer=-1).index((X, y), progress=False)
+        except (whence.WhenceError, ValueError, KeyboardInterrupt):
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+            assert all(m.training for m in model.modules())
+            assert all(p.grad is None for p in model.parameters())
+        else:
+            break
+    assert passes > 5
+
+
 def test_dropout_in_train_mode_draws_nothing(lje):
     again = fitted(wrap(net().train()), loader(X, INTS))
     assert_close(again.theta_dagger, lje.theta_dagger, 1e-15)
@@ -367,6 +410,47 @@ def test_dict_batches_and_the_key_of_labels():
     assert values.shape == (N, 2)
     with pytest.raises(whence.WhenceError, match="label_key"):
         fitted(wrap(model, layer="head"), data)
+
+
+class WithLoss(Two):
+    """Computes its own loss, and returns it in one of the usual ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x, labels=None):
+        logits = super().forward(x)
+        if labels is None:
+            return self.how(None, logits)
+        return self.how(F.cross_entropy(logits, labels, label_smoothing=0.1), logits)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda loss, logits: SimpleNamespace(loss=loss, logits=logits),
+        lambda loss, logits: {"logits": logits} if loss is None else {"loss": loss, "logits": logits},
+        lambda loss, logits: (logits,) if loss is None else (loss, logits),
+    ],
+    ids=["attribute", "key", "tuple"],
+)
+def test_models_that_return_their_loss(how):
+    torch.manual_seed(0)
+    model = WithLoss(how).double()
+    own = fitted(whence.InfluenceModel(model), loader(X, INTS))
+    assert own.influence_model.loss == SoftmaxCrossEntropy(0.1)
+    plain = Two().double()
+    plain.load_state_dict(model.state_dict())
+    given = fitted(wrap(plain, nn.CrossEntropyLoss(label_smoothing=0.1), layer="head"), loader(X, INTS))
+    assert_close(own.theta_dagger, given.theta_dagger, 1e-14)
+    np.testing.assert_array_equal(own.explain((X, INTS)).ids, given.explain((X, INTS)).ids)
+
+
+def test_a_model_that_takes_labels_and_returns_no_loss():
+    model = WithLoss(lambda loss, logits: logits).double()
+    with pytest.raises(whence.WhenceError, match="Pass it as loss_function"):
+        whence.InfluenceModel(model).index((X, INTS), progress=False)
 
 
 def test_several_inputs():
@@ -477,3 +561,38 @@ def test_device_of_the_contract(lje):
     assert len(values) == 7
     with pytest.raises(whence.WhenceError, match="device"):
         lje.compute_influence_values(loader(X, INTS), device="cuda:9")
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        whence.CGDIHVPFactory(damping=1e-2),
+        whence.LissaIHVPFactory(damping=1e-2),
+        whence.KroneckerIHVPFactory(damping=1e-2),
+        whence.ExactIHVPFactory(damping=0),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_every_solver_on_a_device(solver):
+    """As above: tensors of the CPU where the default device has none."""
+    data = [(X[:15].numpy(), INTS[:15].numpy()), (X[15:].numpy(), INTS[15:].numpy())]
+    model = net()
+
+    def answers(**options):
+        wrapped = wrap(model, **options)
+        lje = whence.RepresenterPointLJE(wrapped, data, solver, progress=False)
+        influence = whence.InfluenceFunctions(wrapped, data, solver, progress=False)
+        yield lje.influences(data, progress=False)
+        yield np.concatenate([values for _, values in lje.compute_influence_values(data)])
+        yield lje.suspects(data, None).scores
+        yield influence.influences(data, progress=False)
+        yield np.concatenate([values for _, values in influence.compute_influence_values(data)])
+
+    plain = list(answers())
+    torch.set_default_device("meta")
+    try:
+        there = list(answers(device="cpu"))
+    finally:
+        torch.set_default_device(None)
+    for one, other in zip(there, plain, strict=True):
+        assert_close(one, other, 1e-5 if "Lissa" in type(solver).__name__ else 1e-6)

@@ -197,7 +197,7 @@ class TorchAdapter(Adapter):
         labels = self._to_device(take_rows(labels, rows))
         with _restored_config(self._model):
             self._loss = own_loss(
-                self._torch, lambda: self._run(take_rows(inputs, rows), labels=labels).loss
+                self._torch, lambda: _returned_loss(self._run(take_rows(inputs, rows), labels=labels))
             )
         if self._loss is None:
             raise WhenceError(
@@ -373,6 +373,15 @@ class TorchAdapter(Adapter):
             f"{len(tensors)} tensors",
             "Wrap it in a module whose forward returns the output that the loss is on.",
         )
+
+
+def _returned_loss(result: Any) -> Any:
+    """Return the loss in what a model returns when it is given labels, or None."""
+    if isinstance(result, Mapping):  # also what transformers return
+        return result.get("loss")
+    if isinstance(result, list | tuple):
+        return next((part for part in result if getattr(part, "ndim", None) == 0), None)
+    return getattr(result, "loss", None)
 
 
 def _on_host(tensor: Any) -> np.ndarray:

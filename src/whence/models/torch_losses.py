@@ -203,7 +203,7 @@ def own_loss(torch: Any, compute: Callable[[], Any]) -> PerSampleLoss | None:
     ----------
     torch : module
     compute : callable
-        Runs the model with labels and returns its own loss.
+        Runs the model with labels and returns its own loss, or None.
 
     Returns
     -------
@@ -227,7 +227,7 @@ def own_loss(torch: Any, compute: Callable[[], Any]) -> PerSampleLoss | None:
 
     with torch.no_grad(), Listening():
         total = compute()
-    if len(seen) != 1 or not torch.allclose(total.float(), seen[0][2].float()):
+    if total is None or len(seen) != 1 or not torch.allclose(total.float(), seen[0][2].float()):
         return None
     name, settings, _ = seen[0]
     return PerSampleLoss(functools.partial(getattr(torch.nn.functional, name), **settings))
