@@ -18,6 +18,7 @@ from typing import Any
 from whence._arrays import check_number
 from whence._errors import WhenceError, described
 from whence.blocks import Block, Blocks
+from whence.progress import track
 
 __all__ = [
     "Converted",
@@ -297,7 +298,7 @@ def cut(counts: Sequence[int]) -> list[range]:
     return ranges
 
 
-def total(blocks: Blocks, function: Callable[[Any], Any]) -> Any:
+def total(blocks: Blocks, function: Callable[[Any], Any], doing: str | None = None) -> Any:
     """Return the sum over a training set of what ``function`` gives for each part of it.
 
     Parameters
@@ -306,6 +307,8 @@ def total(blocks: Blocks, function: Callable[[Any], Any]) -> Any:
     function : callable
         Takes a part, which is iterated for blocks; returns an array, a number, or a tuple of such, in
         memory of its own.
+    doing : str, optional
+        What it is, for a bar where the training set says that one is to be shown.
 
     Examples
     --------
@@ -316,8 +319,13 @@ def total(blocks: Blocks, function: Callable[[Any], Any]) -> Any:
     """
     if isinstance(blocks, Converted):
         convert = blocks.convert
-        return total(blocks.blocks, lambda part: function(Converted(part, convert)))
-    return engine_of(blocks).total(function, parts_of(blocks))
+        return total(blocks.blocks, lambda part: function(Converted(part, convert)), doing)
+    parts = parts_of(blocks)
+    if doing is not None:
+        parts = track(
+            parts, doing, getattr(blocks, "n_parts", None), getattr(blocks, "progress", False), "part"
+        )
+    return engine_of(blocks).total(function, parts)
 
 
 def add_in_place(left: Any, right: Any) -> Any:

@@ -228,7 +228,7 @@ class LinearLayer:
                 gradient = gradient + astype(product, gradient.dtype)
             return gradient
 
-        return total(blocks, of_part) / blocks.n_samples
+        return total(blocks, of_part, "mean gradient") / blocks.n_samples
 
     def implied_l2(self, blocks: Blocks) -> float:
         """Return the L2 strength that makes the weights, but the bias, most nearly a stationary point.
@@ -343,7 +343,7 @@ class LinearLayer:
         if self.outputs_are_independent:
             return Hessian(self._independent_blocks(blocks), self.n_outputs, is_whole=False)
         scale = 1.0 / blocks.n_samples
-        matrix, n_to_fill = total(blocks, lambda part: self._matrix_of(part, scale))
+        matrix, n_to_fill = total(blocks, lambda part: self._matrix_of(part, scale), "Hessian")
         if n_to_fill:
             matrix = self._fill_diagonal_blocks(matrix)
         return Hessian(matrix[None, ...], self.n_outputs, is_whole=True)
@@ -386,7 +386,7 @@ class LinearLayer:
                         sums[c] = _weighted_gram(sums[c], some.phi, diagonal[:, c], scale)
             return tuple(sums)
 
-        sums = total(blocks, of_part)
+        sums = total(blocks, of_part, "Hessian")
         return namespace(sums[0]).stack(sums)
 
     def _fill_diagonal_blocks(self, lower: Array) -> Array:

@@ -343,6 +343,7 @@ def test_what_a_person_sees(index, files, whence_, monkeypatch):
     assert made.err.splitlines()[0].startswith("Loading ")
     assert f"{N} samples indexed in an.index" in made.out
     assert "ant, bee, cow" in made.out
+    assert "Next: whence explain an.index SAMPLES --trust-model" in made.out
     shown = whence_("explain", index, files / "new.csv", "--trust-model", "--k", 2)
     assert shown.code == 0
     assert shown.out.count("training sample  labelled") == T

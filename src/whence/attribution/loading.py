@@ -77,7 +77,7 @@ def load_index(
         # elsewhere, without the model and the training set:
         whence.load_index("train.index").explain(features, k=5)
     """
-    index = StoredIndex(path, verify=verify, engine=engine)
+    index = StoredIndex(path, verify=verify, engine=engine, progress=progress)
     stored = _chosen(index, method)
     refuse_damage(index.folder, stored.damage(thoroughly=verify))
     settings = stored.settings

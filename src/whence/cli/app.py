@@ -262,7 +262,10 @@ def index(
             "classes in the order of its outputs? See --label and --classes."
         )
     content = show.index_content(to, indexed, time.perf_counter() - start)
-    (show.print_json if json else show.print_index)(content)
+    if json:
+        show.print_json(content)
+    else:
+        show.print_index(content, indexed.runs_code)
 
 
 def explain(

@@ -13,7 +13,7 @@ from whence._errors import WhenceError
 from whence.attribution import RepresenterPointLJE
 from whence.cli.data import Batches, Reading, Samples, check_path, read_samples
 from whence.cli.forms import Form, is_text
-from whence.cli.models import ModelSpec, OpenedModel, open_model
+from whence.cli.models import ModelSpec, OpenedModel, code_of, open_model
 from whence.cli.record import Record, write_record
 from whence.data import Batch
 from whence.ihvp import CGDIHVPFactory, ExactIHVPFactory, KroneckerIHVPFactory, LissaIHVPFactory
@@ -60,11 +60,14 @@ class Indexed:
     form : Form
     agreement : float or None
         The share of training labels that the model predicts.
+    runs_code : bool
+        Whether to load the model again takes trust.
     """
 
     method: RepresenterPointLJE
     form: Form
     agreement: float | None
+    runs_code: bool
 
 
 def index(
@@ -105,7 +108,7 @@ def index(
         None if used is None else used.folder.name,
     )
     write_record(folder, record)
-    return Indexed(method, form, _agreement(method))
+    return Indexed(method, form, _agreement(method), bool(code_of(spec)))
 
 
 def _agreement(method: RepresenterPointLJE) -> float | None:

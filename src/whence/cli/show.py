@@ -72,7 +72,7 @@ def index_content(folder: Any, indexed: Indexed, seconds: float) -> dict[str, An
     }
 
 
-def print_index(content: dict[str, Any]) -> None:
+def print_index(content: dict[str, Any], runs_code: bool) -> None:
     """Print what was indexed, and what to do next."""
     console, about, folder = result_console(), content["about"], content["index"]
     console.print(
@@ -86,7 +86,8 @@ def print_index(content: dict[str, Any]) -> None:
         console.print(f"Classes, in the order of the outputs: {', '.join(content['classes'])}.")
     if content["agreement"] is not None:
         console.print(f"The model predicts {content['agreement']:.1%} of the labels.")
-    console.print(Text(f"Next: whence explain {folder} SAMPLES, or whence suspects {folder}", "dim"))
+    trust = " --trust-model" if runs_code else ""
+    console.print(Text(f"Next: whence explain {folder} SAMPLES{trust}, or whence suspects {folder}", "dim"))
 
 
 # ---------------------------------------------------------------------------------------- explain

@@ -131,7 +131,7 @@ class KroneckerFactors:
                 diagonal += squares.T @ layer.curvatures(block).quadratic_forms(outputs)
             return diagonal
 
-        return total(blocks, of_part) / blocks.n_samples
+        return total(blocks, of_part, "Kronecker factors") / blocks.n_samples
 
 
 def _refuse_if_too_large(n_features: int) -> None:
@@ -367,7 +367,7 @@ def _mean_curvature(layer: LinearLayer, blocks: Blocks) -> Array:
             curvature = curvature + layer.curvatures(block).total()
         return curvature
 
-    return total(blocks, of_part) / blocks.n_samples
+    return total(blocks, of_part, "Kronecker factors") / blocks.n_samples
 
 
 def _curvature_columns(layer: LinearLayer) -> int:

@@ -203,7 +203,7 @@ def second_moment(blocks: Blocks) -> tuple[Array, float]:
             moment = rank_k_update(moment, phi, 1.0)
         return moment, weights
 
-    moment, weights = total(blocks, of_part)
+    moment, weights = total(blocks, of_part, "second moment of the features")
     xp = namespace(moment)
     symmetric = xp.tril(moment) + xp.matrix_transpose(xp.tril(moment, k=-1))
     return symmetric / (weights or 1.0), weights

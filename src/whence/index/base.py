@@ -106,6 +106,8 @@ class Index:
         self.identity: dict[str, Any] = {}
         #: Where work on the shards is done.
         self.engine: Engine = Serial()
+        #: Whether passes over them show a bar; see :func:`whence.progress.track`.
+        self.progress: bool | None = False
 
     # ------------------------------------------------------------------ building
 
@@ -194,6 +196,11 @@ class Index:
         """Yield each shard with the row of its first sample."""
         return IndexPart(self.shards, 0, 0).starts()
 
+    @property
+    def n_parts(self) -> int:
+        """How many parts :meth:`parts` yields."""
+        return len(cut(self.counts))
+
     def parts(self) -> Iterator[IndexPart]:
         """Yield the index in the parts that work is divided into; see :mod:`whence.engine`."""
         counts = self.counts
@@ -274,6 +281,7 @@ class Index:
         """Return an index of some rows only, in memory."""
         part = Index()
         part.shards = [self.take(rows)]
+        part.progress = self.progress
         return part
 
 

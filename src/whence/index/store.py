@@ -17,7 +17,7 @@ the batches, so that an interrupted run and the one that goes on from it give th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from whence.index.methods import Method, StoredMethod, write_method
 from whence.index.records import WHOLE, difference
 from whence.index.shard import Shard
 from whence.linear_layer import Block
+from whence.progress import track
 
 __all__ = ["StoredIndex", "check_folder", "holds_index"]
 
@@ -227,9 +228,17 @@ class StoredIndex(Index):
         do.
     """
 
-    def __init__(self, path: str | Path, *, verify: bool = True, engine: Any = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        verify: bool = True,
+        engine: Any = None,
+        progress: bool | None = False,
+    ) -> None:
         super().__init__()
         self.engine = as_engine(engine)
+        self.progress = progress
         self.folder: Path = as_path(path).absolute()
         self.manifest: dict[str, Any] = _manifest_of(self.folder)
         self.identity = self.manifest["identity"]
@@ -240,7 +249,8 @@ class StoredIndex(Index):
             refuse_damage(self.folder, f"shards of {self.n_samples} samples in all, {widths} features wide")
         folder, parts = self.folder, cut(self.counts)
         records = (self.manifest["shards"][some.start : some.stop] for some in parts)
-        for wrong in self.engine.map(lambda part: first_damage(folder, part, verify), records):
+        steps = track(records, "checking the index", len(parts), progress, "part")
+        for wrong in self.engine.map(lambda part: first_damage(folder, part, verify), steps):
             refuse_damage(folder, wrong)
         if self.manifest["ids"] is not None:
             look = check_checksum if verify else check_size
@@ -288,7 +298,11 @@ class StoredIndex(Index):
         engine: Engine | None = None,
     ) -> None:
         """Keep the coefficients of a method in a folder of its own; nothing is written if it is there."""
-        self._take(write_method(self.folder, self.parts, function, method(), engine or self.engine))
+
+        def parts() -> Iterator[Any]:
+            return track(self.parts(), "storing coefficients", self.n_parts, self.progress, "part")
+
+        self._take(write_method(self.folder, parts, function, method(), engine or self.engine))
 
     def _take(self, method: StoredMethod) -> None:
         if len(method.record["coefficients"]) != len(self.manifest["shards"]):

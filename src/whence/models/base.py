@@ -303,7 +303,7 @@ class InfluenceModel:
 
         place = as_engine(engine)
         filled = index_of(self, dataset, argument, ids, progress, path, feature_dtype, place, on_error)
-        filled.engine = place
+        filled.engine, filled.progress = place, progress
         self._learn_from(filled)
         return filled
 
