@@ -97,6 +97,7 @@
     link.before(make("label", {}, "Filter ", field),
       ...chosen.map(([select, column]) => make("label", {}, `${heads[column].textContent} `, select)), status);
     part.append(make("div", { class: "tools" }, more, all));
+    part.classList.add("live");
     show();
   }
 
