@@ -158,7 +158,8 @@ def percentage(share: float) -> str:
     """
     if np.isnan(share):
         return ""
-    return f"{100 * share:+,.{1 if abs(share) < 1 else 0}f}%".replace("-", "−")
+    digits = 0 if abs(share) >= 1 else 1 if abs(share) >= 0.001 else 2
+    return f"{100 * share:+,.{digits}f}%".replace("-", "−")
 
 
 def explanation_page(
