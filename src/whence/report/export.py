@@ -30,10 +30,10 @@ class Export:
 
     Examples
     --------
-    Texts that a spreadsheet would run are set in front of by an apostrophe:
+    Texts that a spreadsheet would run get an apostrophe in front:
 
-    >>> Export("a.csv", ["id", "label"], [[7, "cat"], ["-1", "=1+1"]]).csv
-    '\ufeffid,label\r\n7,cat\r\n-1,\'=1+1\r\n'
+    >>> Export("a.csv", ["id", "label"], [[7, "cat"], ["-1", "=1+1"]]).csv.split("\r\n")
+    ['\ufeffid,label', '7,cat', "-1,'=1+1", '']
     """
 
     file_name: str
