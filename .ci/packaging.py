@@ -74,7 +74,7 @@ OWN_SHARE = 1 / 3
 TORCH = "torch==2.13.0"
 #: Extras that take minutes and gigabytes.
 LARGE = {"demo", "jax", "tensorflow", "torch", "transformers"}
-FOR_WORK = {"dev", "docs", "mutants", "test"}
+FOR_WORK = {"browser", "dev", "docs", "mutants", "test"}
 
 EXPLANATION = """
 import numpy as np, whence
