@@ -145,6 +145,8 @@ class Queries:
 def scores(queries: Queries, vector: Vector) -> Array:
     """Return ``v(i, t)``, shape ``(T, n)``, in the precision of the features.
 
+    Beyond the result itself the memory is that of a workspace, whatever ``n`` is.
+
     Examples
     --------
     ``phi = 2``, ``a = 3``, ``S = 10``, offset 1: ``1 + 2 * 3 * 10``.
@@ -154,6 +156,11 @@ def scores(queries: Queries, vector: Vector) -> Array:
     array([[61.]])
     """
     phi, coefficients = vector
+    n_rows = block_rows(queries, vector)
+    if phi.shape[0] > n_rows:
+        blocks = (Vector(phi[r, ...], coefficients[r, ...]) for r in row_slices(phi.shape[0], n_rows))
+        parts = [scores(queries, block) for block in blocks]
+        return namespace(parts[0]).concat(parts, axis=1)
     xp = namespace(phi)
     queries = queries.on(phi)
     coefficients = astype(coefficients, phi.dtype)

@@ -9,7 +9,6 @@ import numpy as np
 import scipy.sparse.linalg
 
 from whence._arrays import (
-    WORKSPACE_BYTES,
     Array,
     as_numpy,
     astype,
@@ -17,6 +16,7 @@ from whence._arrays import (
     like,
     namespace,
     row_slices,
+    rows_at_once,
 )
 from whence._errors import NotPositiveDefiniteError, WhenceError
 from whence.engine import Part, total
@@ -212,12 +212,12 @@ class KroneckerIHVP(InverseHessianVectorProduct):
     def self_products(self, phi: Array, r: Array, outputs: Array | None = None) -> Array:
         """Return ``(H^{-1} g_i)^T phi_i`` at ``2 d (d + C)`` operations a sample; see the base class."""
         xp = namespace(phi)
-        phi, r = astype(phi, xp.float64), astype(r, xp.float64)
+        r = astype(r, xp.float64)
         if phi.ndim == 3:
-            return super().self_products(phi, r, outputs)
+            return super().self_products(astype(phi, xp.float64), r, outputs)
         basis = self.factors.outputs
         parts = [
-            (self.factors.leverage_diagonal(phi[rows, :]) * (r[rows, :] @ basis)) @ basis.T
+            (self._leverage_diagonal(phi[rows, :]) * (r[rows, :] @ basis)) @ basis.T
             for rows in row_slices(phi.shape[0], self._rows_at_once())
         ]
         moved = xp.concat(parts, axis=0)
@@ -226,12 +226,11 @@ class KroneckerIHVP(InverseHessianVectorProduct):
     def leverages(self, phi: Array) -> Array:
         """Return ``Q_i = V diag(m_i) V^T``, shape ``(n, C, C)``; see the base class."""
         xp = namespace(phi)
-        phi = astype(phi, xp.float64)
         if phi.ndim == 3:
-            return super().leverages(phi)
+            return super().leverages(astype(phi, xp.float64))
         basis = self.factors.outputs
         parts = [
-            xp.matmul(basis * self.factors.leverage_diagonal(phi[rows, :])[:, None, :], basis.T)
+            xp.matmul(basis * self._leverage_diagonal(phi[rows, :])[:, None, :], basis.T)
             for rows in row_slices(phi.shape[0], self._rows_at_once())
         ]
         return xp.concat(parts, axis=0)
@@ -266,9 +265,11 @@ class KroneckerIHVP(InverseHessianVectorProduct):
         )
         return float(abs(values[0]))
 
+    def _leverage_diagonal(self, phi: Array) -> Array:
+        return self.factors.leverage_diagonal(astype(phi, namespace(phi).float64))
+
     def _rows_at_once(self) -> int:
-        widest = max(self.layer.n_features, self.layer.n_outputs**2)
-        return max(1, WORKSPACE_BYTES // (16 * widest))
+        return rows_at_once(16 * max(self.layer.n_features, self.layer.n_outputs**2))
 
     def _residual(self, right: Array, value: Array) -> float:
         if self._measured is None and right.shape[0] > 0:
