@@ -94,7 +94,8 @@ def _stoppable(command: Callable[..., None], settings: dict[str, bool]) -> Calla
                 if (arguments.get("to") is not None)
                 else ""
             )
-            print(f"Stopped.{kept}", file=sys.stderr)
+            start = "\n" if sys.stderr.isatty() else ""  # the terminal's ^C stands behind a bar
+            print(f"{start}Stopped.{kept}", file=sys.stderr)
             raise typer.Exit(130) from None
 
     return run
