@@ -28,6 +28,7 @@ import xgboost
 from _common import parser
 
 import whence
+from whence.ihvp.base import DEFAULT_DAMPING
 from whence.linear_layer import Block, LinearLayer
 from whence.losses import BinaryCrossEntropy
 
@@ -90,6 +91,14 @@ def suspicion(method: Any, data: Any, score: str) -> np.ndarray:
     result = np.empty(len(data[1]))
     result[found.ids] = found.scores
     return result
+
+
+def overshoot(model: Any, data: Any, reg_lambda: float | None, damping: float) -> float:
+    """Return how large the totals of LJE are, in units of the model's own margins, over 100 samples."""
+    wrapped = whence.InfluenceModel(model, reg_lambda=reg_lambda)
+    lje = whence.RepresenterPointLJE(wrapped, data, whence.WoodburyIHVPFactory(damping), progress=False)
+    explanation = lje.explain((data[0][:100], data[1][:100]), 1, progress=False)
+    return float(np.abs(explanation.totals).mean() / np.abs(explanation.pre_activations).mean())
 
 
 class OutputsOfTrees:
@@ -176,7 +185,14 @@ def run(
         for key, scores in rankings(model, x, labels, number, dampings).items():
             shares.setdefault(key, []).append(found(scores, flipped))
     n_leaves = whence.InfluenceModel(model).index((x, labels)).n_features - 1  # the last is the base score
-    return shares, f"{len(y)} samples, {n_trees} trees, {n_leaves} leaves in the last"
+    last = model, (x, labels)
+    ratios = ((None, DEFAULT_DAMPING), (1.0, DEFAULT_DAMPING), (0.0, 1e-5))
+    told = ", ".join(f"{overshoot(*last, *setting):.1f}" for setting in ratios)
+    return shares, (
+        f"{len(y)} samples, {n_trees} trees, {n_leaves} leaves in the last\n"
+        "totals of LJE, as many times the booster's own margins, by default, with reg_lambda=1, and with "
+        f"reg_lambda=0 and damping 1e-5: {told}"
+    )
 
 
 def line(name: str, damping: float | None, shares: Any) -> str:
@@ -232,7 +248,7 @@ def main() -> None:
     for rate in rates:
         start = time.perf_counter()
         shares, about = run(data, rate, n_trees, dampings)
-        print(f"\n==== learning rate {rate:g}: {about}; {time.perf_counter() - start:.0f} s")
+        print(f"\n==== learning rate {rate:g}, {time.perf_counter() - start:.0f} s: {about}")
         report(shares, 1 if chosen.smoke else 3)
     if not chosen.smoke:
         print("\npublished, ten orders, learning rate 0.005")

@@ -98,9 +98,10 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--trees", type=int, default=50)
+    options.add_argument("--data", nargs="*", default=DATA, help=" or ".join(DATA))
     chosen = options.parse_args()
     n_seeds, n_trees = (1, 5) if chosen.smoke else (chosen.seeds, chosen.trees)
-    for name in DATA[:1] if chosen.smoke else [name for name in DATA if name in names_of()]:
+    for name in DATA[:1] if chosen.smoke else [name for name in chosen.data if name in names_of()]:
         x, y = data_of(name)
         areas: dict[str, list[float]] = {}
         times: dict[str, list[float]] = {}

@@ -8,8 +8,10 @@ process, with what training took and LightGBM keeps; ``entries`` are the feature
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightgbm
@@ -34,6 +36,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rows", type=int, default=100_000)
     options.add_argument("--trees", type=int, default=500)
+    options.add_argument("--disk", action="store_true", help="index into a temporary folder too")
     chosen = options.parse_args()
     n, n_trees = (2000, 20) if chosen.smoke else (chosen.rows, chosen.trees)
     rng = np.random.default_rng(0)
@@ -46,7 +49,14 @@ def main() -> None:
     entries = sum(shard.features.matrix.nnz for shard in index.shards)
     held = sum(shard.features.nbytes for shard in index.shards) / 2**20
     print(f"  {n} rows, {index.n_features} features, {entries} entries, held in {held:.0f} MB")
+    print(f"  {held * 2**20 / entries:.2f} bytes an entry", flush=True)
     del index
+    if chosen.disk or chosen.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "leaves"
+            timed("index on disk", lambda: model.index((x, y), path=place, progress=False))
+            written = sum(file.stat().st_size for file in place.iterdir()) / 2**20
+            print(f"  written {written:.0f} MB, {written * 2**20 / entries:.2f} bytes an entry", flush=True)
     factory = whence.CGDIHVPFactory(preconditioner=None, damping=1e-2, tolerance=1e-4)
     lje = timed(
         "index and expansion", lambda: whence.RepresenterPointLJE(model, (x, y), factory, progress=False)

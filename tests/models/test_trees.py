@@ -1,7 +1,10 @@
 """Tree ensembles of XGBoost, LightGBM and scikit-learn: margins, sums, and what is refused."""
 
+import re
+
 import lightgbm as lgb
 import numpy as np
+import pandas as pd
 import pytest
 import xgboost as xgb
 from ensembles import (
@@ -20,6 +23,7 @@ from ensembles import (
     xgboost,
     xgboost_booster,
 )
+from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import (
     GradientBoostingClassifier,
     GradientBoostingRegressor,
@@ -439,9 +443,41 @@ def test_squared_error_without_an_objective_is_what_xgboost_takes_by_default():
     assert method(booster, VALUES).influence_model.loss.name == "squared error"
 
 
-def test_frames_with_other_columns_than_at_fit():
-    model, (frame, y) = trained("histograms, categories")
-    assert "without c3" in refused(model, (frame.drop(columns="c3"), y))
+def on_frames():
+    """Boosters of every kind, fitted on a frame whose columns have names with spaces."""
+    frame, y = load_breast_cancer(return_X_y=True, as_frame=True)
+    frame = frame.iloc[:, :6]
+    return frame, y, {
+        "xgboost": xgboost(n_estimators=3).fit(frame, y),
+        "xgboost booster": xgboost_booster("binary:logistic", (frame, y), 3),
+        "lightgbm": lightgbm(n_estimators=3).fit(frame, y),
+        "lightgbm booster": lightgbm_booster("binary", (frame, y), 3),
+        "boosting": GradientBoostingClassifier(n_estimators=3).fit(frame, y),
+        "histograms": HistGradientBoostingClassifier(max_iter=3).fit(frame, y),
+        "forest": RandomForestClassifier(3).fit(frame, y),
+    }  # fmt: skip
+
+
+FRAME, LABELS, ON_FRAMES = on_frames()
+
+
+@pytest.mark.parametrize("case", ON_FRAMES)
+def test_frames_with_other_columns_than_at_fit(case):
+    model = ON_FRAMES[case]
+    assert method(model, (FRAME, LABELS)).index.n_samples == len(LABELS)
+    assert "another order" in refused(model, (FRAME[FRAME.columns[::-1]], LABELS))
+    message = refused(model, (FRAME.drop(columns="mean area"), LABELS))
+    assert re.search("without mean.area", message)
+    renamed = FRAME.rename(columns={"mean area": "surface"})
+    assert "with surface" in refused(model, (renamed, LABELS))
+
+
+def test_frames_to_boosters_that_were_trained_on_arrays_have_no_columns_to_compare():
+    model, (x, y) = trained("lightgbm, two classes")
+    frame = pd.DataFrame(x, columns=[f"column {i}" for i in range(x.shape[1])])
+    queries = x[:3], y[:3]
+    ours = method(model, (frame, y)).explain(queries, 2).values
+    assert_close(ours, method(model, (x, y)).explain(queries, 2).values, FLOAT64)
 
 
 @pytest.mark.parametrize("case", ["xgboost, two classes", "lightgbm, two classes"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,20 @@ class Pipe:
             first = pipelines[0]
         names = getattr(first, "feature_names_in_", None)
         self.columns = None if names is None else [str(name) for name in names]
+        self._spelled: Callable[[str], str] = str
+
+    def expect(self, names: Sequence[str] | None, spelled: Callable[[str], str] = str) -> None:
+        """Take the columns from what the last step keeps of them, unless another step sees them first.
+
+        Parameters
+        ----------
+        names : sequence of str or None
+        spelled : callable
+            How the last step spells the name of a frame's column.
+        """
+        if not self._pipelines:
+            self.columns = None if names is None else list(names)
+            self._spelled = spelled
 
     def __call__(self, inputs: Any) -> Any:
         """Return what the last step is given."""
@@ -62,7 +76,7 @@ class Pipe:
         given = getattr(inputs, "columns", None)
         if given is None or self.columns is None:
             return
-        given = [str(name) for name in given]
+        given = [self._spelled(str(name)) for name in given]
         if given == self.columns:
             return
         missing = [name for name in self.columns if name not in given]

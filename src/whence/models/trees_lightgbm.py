@@ -62,6 +62,9 @@ class LightGBMAdapter(TreeAdapter):
         names = np.asarray(model.classes_) if is_wrapper and hasattr(model, "classes_") else None
         if against_rest and names is None:
             names = np.arange(n_outputs)
+        columns = booster.feature_name()
+        without = columns == [f"Column_{number}" for number in range(len(columns))]  # trained on an array
+        pipe.expect(None if without else columns, lambda name: re.sub(r"\s", "_", name))
         positive = float(parameters.get("scale_pos_weight", 1))
         if parameters.get("is_unbalance") == "1" or getattr(model, "class_weight", None) is not None:
             raise refuse(

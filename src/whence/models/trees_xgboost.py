@@ -56,6 +56,7 @@ class XGBoostAdapter(TreeAdapter):
         self._booster = booster = model.get_booster() if is_wrapper else model
         best = getattr(model, "best_iteration", None) if is_wrapper and _has_best(booster) else None
         self._range = (0, 0 if best is None else int(best) + 1)
+        pipe.expect(booster.feature_names)
         content = json.loads(bytes(booster.save_raw("json")).decode())["learner"]
         self._frame_options = {"missing": model.missing} if is_wrapper else {}
         parameters = content["learner_model_param"]
