@@ -34,7 +34,7 @@ def cluster(n_workers, **options):
             local = distributed.LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=1,
-                dashboard_address=None,
+                dashboard_address=":0",
                 silence_logs=50,
                 **options,
             )

@@ -20,6 +20,9 @@ from whence.attribution import (
     TrainingLoss,
     load_index,
 )
+from whence.data_readers import Sharded
+from whence.engine import Threads
+from whence.engine_dask import Cluster
 from whence.explanation import Explanation
 from whence.ihvp import (
     CGDIHVPFactory,
@@ -48,6 +51,7 @@ __all__ = [
     "Attribution",
     "BaseNearestNeighbors",
     "CGDIHVPFactory",
+    "Cluster",
     "ExactIHVPFactory",
     "Explanation",
     "FeatureSimilarity",
@@ -68,8 +72,10 @@ __all__ = [
     "NotPositiveDefiniteError",
     "RepresenterPointL2",
     "RepresenterPointLJE",
+    "Sharded",
     "Solution",
     "Suspects",
+    "Threads",
     "TrainingLoss",
     "WhenceError",
     "WoodburyIHVPFactory",

@@ -89,8 +89,8 @@ class BatchReader(Reader):
         self._batches = batches
         self._argument = argument
         n_batches = len(batches)
-        if isinstance(batches, list):
-            sizes = [n_samples_of(batch) for batch in batches]
+        if isinstance(batches, list) or n_batches == 0:
+            sizes = [n_samples_of(batches[number]) for number in range(n_batches)]
         else:
             first, last = (n_samples_of(batches[number]) for number in (0, n_batches - 1))
             sizes = [first] * (n_batches - 1) + [last]

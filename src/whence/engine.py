@@ -35,10 +35,10 @@ __all__ = [
 ]
 
 #: Rows that a part has at least, so that adding its sum to the others weighs little beside making it.
-PART_ROWS = 4096
+PART_ROWS = 2048
 
 #: The most parts that a stored training set is cut into.
-MAX_PARTS = 1024
+MAX_PARTS = 2048
 
 #: How many sums are added one after another before the result goes up one level.
 BRANCHES = 8
@@ -283,7 +283,7 @@ def cut(counts: Sequence[int]) -> list[range]:
 
     Examples
     --------
-    >>> cut([3000, 3000, 3000, 500])
+    >>> cut([1500, 1500, 1500, 500])
     [range(0, 2), range(2, 4)]
     """
     enough = max(PART_ROWS, -(-sum(counts) // MAX_PARTS))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -161,7 +162,9 @@ class _Sent:
     def __init__(self, client: Any, function: Callable[[Any], Any]) -> None:
         cloudpickle = import_extra("cloudpickle", "distributed")
         try:
-            self._pickled: bytes = cloudpickle.dumps(function)
+            with warnings.catch_warnings():  # as Keras 3.15 causes by pickling a model, with NumPy 2
+                warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
+                self._pickled: bytes = cloudpickle.dumps(function)
         except Exception as error:
             raise WhenceError(
                 "engine",

@@ -53,6 +53,7 @@ class Scorer(ABC):
         index_path: str | Path | None = None,
         feature_dtype: Any = None,
         engine: Any = None,
+        on_error: str = "raise",
     ) -> None:
         check_model(influence_model)
         if label not in ("predicted", "given"):
@@ -70,6 +71,7 @@ class Scorer(ABC):
             path=index_path,
             feature_dtype=feature_dtype,
             engine=engine,
+            on_error=on_error,
         )
         self._training_set = TrainingSet(self.index, dataset, progress)
         #: The layer with the model's own weights.

@@ -78,6 +78,9 @@ class RepresenterPointLJE(Attribution):
     engine : int or dask.distributed.Client or Engine, optional
         Where work on the training set is done: here, in so many threads, or on the workers of a Dask
         cluster, which share the index through its ``index_path``. Results do not depend on it.
+    on_error : {"raise", "skip"}, default="raise"
+        What to do about training samples that cannot be read or that the model does not take; see
+        :meth:`whence.InfluenceModel.index`.
 
     Attributes
     ----------
@@ -124,6 +127,7 @@ class RepresenterPointLJE(Attribution):
         index_path: str | Path | None = None,
         feature_dtype: Any = None,
         engine: Any = None,
+        on_error: str = "raise",
     ) -> None:
         check_factory(ihvp_calculator_factory, n_samples_for_hessian, shuffle_buffer_size)
         check_seed(seed)
@@ -143,6 +147,7 @@ class RepresenterPointLJE(Attribution):
             index_path=index_path,
             feature_dtype=feature_dtype,
             engine=engine,
+            on_error=on_error,
         )
         if decomposition == "elementwise" and self._has_positions:
             raise WhenceError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_finite, like, namespace
 from whence._errors import WhenceError
-from whence.data import Batch, Dataset, leaves, open_dataset
+from whence.data import Batch, Dataset, leaves, open_dataset, take_rows
 from whence.engine import as_engine
 from whence.index import Index, StoredIndex
 from whence.linear_layer import Block, LinearLayer
@@ -174,6 +174,10 @@ class InfluenceModel:
             self._n_training_samples()  # raises before one is known
             l2 = max(l2, self._implied_l2)
         return LinearLayer(theta, self.loss, weights.bias is not None, l2, bias_l2)
+
+    def differentiated(self, inputs: Any) -> DifferentiatedLoss:
+        """Return the loss differentiated by the framework, for inputs of such a form."""
+        return self._adapter.differentiated(inputs)
 
     def theta(self) -> np.ndarray:
         """Return the target layer's weights ``(d, C)`` as they are now, in float64."""
@@ -391,6 +395,8 @@ class InfluenceModel:
             self._adapter.learn_loss(batch.inputs, batch.labels)
             self._spec = self._adapter.loss_spec()
             self._loss = decide_loss(self._adapter, batch.inputs, phi, self._loss_was_assumed)
+            if isinstance(self._loss, DifferentiatedLoss):
+                self._loss.remember(self, take_rows(batch.inputs, slice(0, 2)))
         positions = tuple(int(size) for size in phi.shape[1:-1])
         if positions:
             phi = flat_positions(phi, len(positions))

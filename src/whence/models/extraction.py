@@ -7,8 +7,6 @@ the index's folder, and says what it wrote: the samples go nowhere else.
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -17,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import as_numpy, import_extra
+from whence._arrays import as_numpy
 from whence._errors import WhenceError
 from whence._sparse import SparseRows
 from whence._tables import is_table
@@ -29,6 +27,8 @@ from whence.index.building import write_shard
 from whence.index.shard import RowBuffer, narrow
 from whence.index.store import StoredShard, damage
 from whence.models.base import InfluenceModel
+from whence.models.differentiated import DifferentiatedLoss
+from whence.models.recipe import Recipe
 from whence.progress import track
 
 __all__ = ["Extraction", "fill"]
@@ -75,46 +75,8 @@ class Filled(NamedTuple):
     counts: bool
 
 
-class Recipe:
-    """A wrapped model on its way to other processes, where it is made once.
-
-    Parameters
-    ----------
-    model : InfluenceModel
-    make : callable or None
-        Makes the user's model there; ``None``: it is pickled.
-    """
-
-    def __init__(self, model: InfluenceModel, make: Any) -> None:
-        cloudpickle = import_extra("cloudpickle", "distributed")
-        self._made_there = make is not None
-        keras = sys.modules.get("keras")
-        self._backend = None if keras is None else keras.backend.backend()
-        try:
-            self._pickled = cloudpickle.dumps((make if self._made_there else model.model, model.arguments))
-        except Exception as error:
-            raise WhenceError(
-                "influence_model",
-                "a model that can be sent to other processes",
-                f"one that cannot be pickled ({type(error).__name__}: {error})",
-                "Say how to make it there: engine=Cluster(client, model=function that loads it).",
-            ) from error
-
-    def wrapped(self) -> InfluenceModel:
-        """Return the model, in this process."""
-        if self._backend is not None:
-            found = os.environ.setdefault("KERAS_BACKEND", self._backend)
-            if found != self._backend:
-                raise WhenceError(
-                    "engine",
-                    f"workers with KERAS_BACKEND={self._backend}, as here",
-                    f"KERAS_BACKEND={found}",
-                    "Start them with that variable.",
-                )
-        cloudpickle = import_extra("cloudpickle", "distributed")
-        model, (start_layer, loss_function, options) = cloudpickle.loads(self._pickled)
-        model = model() if self._made_there else model
-        return InfluenceModel(model, start_layer, loss_function=loss_function, **options)
+class _OtherModelError(WhenceError):
+    """No sample is at fault."""
 
 
 class Extraction:
@@ -223,6 +185,8 @@ class Extraction:
             prints = fingerprints(batch)
             yield piece.row, Shard(None, None, None, prints)
             return
+        with _model_in_use:
+            self._wrapped()  # here, where no sample is to blame if it cannot be made
         yield from self._halved(batch, piece, piece.row, failed)
 
     def _halved(
@@ -230,6 +194,8 @@ class Extraction:
     ) -> Iterator[tuple[int, Shard]]:
         try:
             part = self._seen(batch)
+        except _OtherModelError:
+            raise
         except Exception as error:
             n = batch.n_samples
             if n == 1:
@@ -260,9 +226,11 @@ class Extraction:
     def _check_identity(self, model: InfluenceModel) -> None:
         """Raise if the model that was made here is not the one that is explained."""
         here, wanted = model.identity(), self._plan["identity"]
+        if isinstance(model.loss, DifferentiatedLoss):  # its mark changes with pickling
+            wanted = wanted | {"loss": here["loss"]}
         differing = [key for key in wanted if here.get(key) != wanted[key]]
         if differing:
-            raise WhenceError(
+            raise _OtherModelError(
                 "engine",
                 "workers that make the model that is explained",
                 f"one with another {', '.join(differing)}",
