@@ -17,7 +17,7 @@ SOURCE = str(Path(engine.__file__).parents[1])
 
 
 @contextlib.contextmanager
-def cluster(n_workers, **options):
+def cluster(n_workers, config=None, **options):
     """A client of a cluster of processes here, with one thread each, that import what this one does."""
     distributed = pytest.importorskip("distributed")
     dask = pytest.importorskip("dask")
@@ -27,6 +27,7 @@ def cluster(n_workers, **options):
         "distributed.worker.memory.terminate": False,
         "distributed.admin.log-format": "",
         "distributed.comm.timeouts.connect": "60s",
+        **(config or {}),
     }
     try:
         with warnings.catch_warnings(), dask.config.set(quiet):

@@ -131,13 +131,18 @@ def test_data_that_all_workers_lost_is_sent_again(client):
     assert sums == [2 * sum(range(12))]
 
 
-def test_work_that_kills_every_worker_is_given_up(client):
+def test_work_that_kills_every_worker_is_given_up():
     def fatal(number):
         if number == 2:
             clusters.kill(os.getpid())
         return number
 
-    with pytest.raises(whence.WhenceError, match="workers that stay alive"):
+    clusters.by_value(__name__)
+    at_once = {"distributed.scheduler.allowed-failures": 0}
+    with (
+        clusters.cluster(2, at_once) as client,
+        pytest.raises(whence.WhenceError, match="workers that stay alive"),
+    ):
         list(Cluster(client).map(fatal, range(3)))
 
 

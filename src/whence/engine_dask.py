@@ -7,6 +7,7 @@ are added where they lie.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 import warnings
@@ -22,7 +23,7 @@ __all__ = ["Cluster"]
 
 #: How often work is begun anew whose workers, or the data that they were given, were lost. Dask itself
 #: has tried it on several workers each time.
-ATTEMPTS = 5
+ATTEMPTS = 3
 
 #: Bytes up to which a function travels with every part, instead of to every worker once.
 SMALL_BYTES = 16 * 2**10
@@ -99,9 +100,9 @@ class Cluster(Engine):
         chosen = {"resources": self.resources} if options.get("runs_model") and self.resources else {}
 
         def submit(part: Any) -> Any:
-            return self.client.submit(
-                _call, *sent.arguments(), part, key=_key("part"), pure=False, **chosen
-            )
+            key = f"whence-part-{uuid.uuid4().hex}"
+            with self._scheduler_at_hand():
+                return self.client.submit(_call, *sent.arguments(), part, key=key, pure=False, **chosen)
 
         def result(future: Any, part: Any) -> Any:
             return self._result(future, lambda: submit(part))
@@ -129,31 +130,52 @@ class Cluster(Engine):
                 fold.push(key)
             return self.client.get(graph, fold.result(), sync=False)
 
-        return self._result(submit(), submit)
+        with self._scheduler_at_hand():
+            future = submit()
+        return self._result(future, submit)
 
     def _result(self, future: Any, again: Callable[[], Any]) -> Any:
         """Return what comes of a future; of another, if Dask gave it up because workers were lost."""
         distributed = import_extra("distributed", "distributed")
         lost = (distributed.client.FutureCancelledError, distributed.KilledWorker)
         for attempt in range(ATTEMPTS):
-            try:
-                return future.result()
-            except lost as error:
-                if self.client.status != "running":
-                    raise _no_scheduler(error) from error
-                if attempt == ATTEMPTS - 1:
-                    raise WhenceError(
-                        "engine",
-                        "workers that stay alive",
-                        f"ones that were lost again and again over the same work ({error})",
-                        "Look at a worker's own log: most often it ran out of memory.",
-                    ) from error
-                future = again()
-            except (distributed.client.ClosedClientError, OSError) as error:
-                if self.client.status == "running":
-                    raise
-                raise _no_scheduler(error) from error
+            with self._scheduler_at_hand():
+                try:
+                    return future.result()
+                except lost as error:
+                    if attempt == ATTEMPTS - 1 and self._answers():
+                        raise WhenceError(
+                            "engine",
+                            "workers that stay alive",
+                            f"ones that were lost again and again over the same work ({error})",
+                            "Look at a worker's own log: most often it ran out of memory.",
+                        ) from error
+                    future = again()
         raise AssertionError  # the last attempt returns or raises
+
+    @contextlib.contextmanager
+    def _scheduler_at_hand(self) -> Iterator[None]:
+        """Say so where an error comes from a scheduler that is gone."""
+        try:
+            yield
+        except WhenceError:
+            raise
+        except Exception as error:
+            if self._answers():
+                raise
+            raise WhenceError(
+                "engine",
+                "a Dask scheduler that answers",
+                f"none ({type(error).__name__}: {error})",
+                "Start the cluster again and run the same: what is in the index's path is kept.",
+            ) from error
+
+    def _answers(self) -> bool:
+        try:
+            self.client.ncores()
+        except Exception:
+            return False
+        return bool(self.client.status == "running")
 
 
 class _Sent:
@@ -206,16 +228,3 @@ def _added(left: Any, right: Any) -> Any:
     if isinstance(left, tuple):
         return tuple(_added(*pair) for pair in zip(left, right, strict=True))
     return left + right
-
-
-def _key(name: str) -> str:
-    return f"whence-{name}-{uuid.uuid4().hex}"
-
-
-def _no_scheduler(error: BaseException) -> WhenceError:
-    return WhenceError(
-        "engine",
-        "a Dask scheduler that answers",
-        f"none ({type(error).__name__}: {error})",
-        "Start the cluster again and run the same: what is in the index's path is kept.",
-    )
