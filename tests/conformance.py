@@ -15,7 +15,7 @@ each. No framework is imported before a case asks for it.
 
 import numpy as np
 import pytest
-from reference import Dense, LocalJacobianExpansion
+from reference import Dense, LocalJacobianExpansion, ridge_without_each
 from tolerances import assert_close
 
 import whence
@@ -413,8 +413,13 @@ class Conformance:
         margins = expected.dense.leave_one_out()
         given = margins[np.arange(N), Y]
         margins[np.arange(N), Y] = -np.inf
-        suspects = lje.suspects(train, 5)
+        suspects = lje.suspects(train, 5, score="leave_one_out")
         np.testing.assert_array_equal(suspects.ids, np.argsort(given - margins.max(axis=1))[:5])
+        votes = ridge_without_each(PHI[:, :-1], np.eye(C)[Y])
+        given = votes[np.arange(N), Y]
+        votes[np.arange(N), Y] = -np.inf
+        suspects = lje.suspects(train, 5)
+        np.testing.assert_array_equal(suspects.ids, np.argsort(given - votes.max(axis=1))[:5])
 
     def test_methods_of_the_contract_agree_with_each_other(self, framework, dtype, options):
         train = framework.batches(X.astype(dtype), Y)

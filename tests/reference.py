@@ -227,3 +227,29 @@ class LocalJacobianExpansion:
             divisor = (n_samples * p + epsilon)[:, None]
             alphas.append((layer.theta / divisor - layer.solve(g / divisor)).sum(axis=0))
         return np.stack(alphas)
+
+
+def ridge_without_each(phi, rows, weight=None):
+    """What a ridge regression of ``rows (N, C)`` on standardised directions of ``phi`` says of each sample.
+
+    Fitted anew to all others, by the normal equations; means, deviations and strength are those of all.
+    """
+    weight = np.ones(len(phi)) if weight is None else weight
+    share = weight / weight.sum()
+    centred = phi - share @ phi
+    standard = centred / np.sqrt(share @ centred**2)
+    units = standard / np.linalg.norm(standard, axis=1, keepdims=True)
+    votes = rows - share @ rows
+    cosines = units @ units.T
+    strength = sum(
+        share[i] * share[k] * cosines[i, k] ** 2 for i in range(len(phi)) for k in range(len(phi))
+    )
+    said = []
+    for i in range(len(phi)):
+        matrix, right = strength * np.eye(phi.shape[1]), np.zeros((phi.shape[1], rows.shape[1]))
+        for k in range(len(phi)):
+            if k != i:
+                matrix = matrix + share[k] * np.outer(units[k], units[k])
+                right = right + share[k] * np.outer(units[k], votes[k])
+        said.append(np.linalg.solve(matrix, right).T @ units[i])
+    return np.stack(said)

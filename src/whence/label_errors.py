@@ -18,14 +18,14 @@ from whence.models import InfluenceModel
 
 __all__ = ["LabelErrors"]
 
-SCORES = ("leave_one_out", "self_influence", "loss")
+SCORES = ("ridge", "leave_one_out", "self_influence", "loss")
 
 
 class LabelErrors(BaseEstimator):
     """Rank training samples by how doubtful their labels are.
 
     Fits a copy of an estimator, takes it for a dense layer (:class:`~whence.InfluenceModel` says which it
-    can take), and asks for each sample how much its label is fitted only because it was shown:
+    can take), and asks for each sample whether its label would be predicted had it not been shown:
     :meth:`whence.RepresenterPointLJE.suspects`, in scikit-learn's conventions.
 
     Parameters
@@ -33,8 +33,9 @@ class LabelErrors(BaseEstimator):
     estimator : estimator, default=None
         What to fit: a linear model, a perceptron, an ensemble of trees of scikit-learn, XGBoost or
         LightGBM, or a pipeline that ends in one. ``None`` takes ``LogisticRegression()``.
-    rank_by : {"leave_one_out", "self_influence", "loss"}, default="leave_one_out"
-        What to rank by; see :meth:`whence.RepresenterPointLJE.suspects`.
+    rank_by : {"ridge", "leave_one_out", "self_influence", "loss"}, default=None
+        What to rank by; see ``score`` of :meth:`whence.RepresenterPointLJE.suspects`, and for ``None`` its
+        default: ``"ridge"`` for linear classifiers and perceptrons, ``"leave_one_out"`` for the rest.
     damping : float, default=1e-3
         Added to the Hessian's diagonal, next to the estimator's own regularisation.
 
@@ -62,9 +63,7 @@ class LabelErrors(BaseEstimator):
     6
     """
 
-    def __init__(
-        self, estimator: Any = None, *, rank_by: str = "leave_one_out", damping: float = 1e-3
-    ) -> None:
+    def __init__(self, estimator: Any = None, *, rank_by: str | None = None, damping: float = 1e-3) -> None:
         self.estimator = estimator
         self.rank_by = rank_by
         self.damping = damping
@@ -83,7 +82,7 @@ class LabelErrors(BaseEstimator):
         LabelErrors
             Itself.
         """
-        if self.rank_by not in SCORES:
+        if self.rank_by is not None and self.rank_by not in SCORES:
             raise WhenceError("rank_by", f"one of {', '.join(SCORES)}", repr(self.rank_by), "Choose one.")
         check_number(self.damping, "damping")
         if y is None:

@@ -91,6 +91,8 @@ class Loss(ABC):
     curvature_is_dense: bool = False
     #: Whether output ``j`` stands for class ``j``, so that there is a predicted and a given label.
     is_classification: bool = True
+    #: Whether ``margin`` compares outputs, so that it can be taken of any scores for them, also of votes.
+    margin_compares_outputs: bool = True
 
     @abstractmethod
     def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
@@ -343,6 +345,7 @@ class SquaredError(Loss):
     outputs_are_independent = True
     curvature_is_constant = True
     is_classification = False
+    margin_compares_outputs = False
 
     def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
         return _label_rows(_as_column(labels, n_outputs), n_outputs, where)

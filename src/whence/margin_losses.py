@@ -126,6 +126,7 @@ class BrierScore(SquaredError):
 
     name = "Brier score"
     is_classification = True
+    margin_compares_outputs = True
 
     def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
         labels = np.asarray(labels)
@@ -167,6 +168,7 @@ class Poisson(Loss):
     name = "Poisson"
     outputs_are_independent = True
     is_classification = False
+    margin_compares_outputs = False
 
     def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
         rows = SquaredError().encode(labels, n_outputs, where)

@@ -145,7 +145,7 @@ METHODS = {
     # ---- what is explained
     "an unknown score": (
         lambda m: m.suspects(TRAIN, score="best"),
-        ("score", "leave_one_out, self_influence, loss", "'best'", "Choose one"),
+        ("score", "ridge, leave_one_out, self_influence, loss", "'best'", "Choose one"),
     ),
     "no such output": (
         lambda m: m.explain(TESTED, outputs=7),

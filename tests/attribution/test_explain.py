@@ -208,7 +208,7 @@ def test_suspects_by_every_score_match_the_reference():
         np.testing.assert_array_equal(suspects.predictions, u.argmax(axis=1)[suspects.ids])
         few = lje.suspects(train, k=4, score=score)
         np.testing.assert_array_equal(few.ids, suspects.ids[:4])
-    assert lje.suspects(train, k=1).score == "leave_one_out"
+    assert lje.suspects(train, k=1).score == "ridge"
 
 
 def test_leave_one_out_is_near_the_layer_refitted_without_the_sample():
@@ -229,7 +229,7 @@ def test_leave_one_out_is_near_the_layer_refitted_without_the_sample():
         step_size=0.0,
         progress=False,
     )
-    found = lje.suspects((x, y), k=12)
+    found = lje.suspects((x, y), k=12, score="leave_one_out")
     refitted = [
         -margins((phi[i] @ start.at(theta).without(i).refit())[None], y[i : i + 1])[0] for i in found.ids
     ]
@@ -245,7 +245,7 @@ def test_suspects_of_a_single_sigmoid_output(sigmoid):
     lje_of = expected(lje, y, reference.binary_cross_entropy)
     u = lje_of.dense.phi @ lje_of.dense.theta
     left_out = u + lje_of.expanded.self_products() / N
-    suspects = lje.suspects(train, k=None)
+    suspects = lje.suspects(train, k=None, score="leave_one_out")
     assert_close(scores_of(suspects), -((2 * y - 1) * left_out)[:, 0], SOLVE)
     np.testing.assert_array_equal(suspects.labels, y[suspects.ids, 0])
     np.testing.assert_array_equal(suspects.predictions, (u > 0)[suspects.ids, 0])

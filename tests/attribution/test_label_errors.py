@@ -52,16 +52,17 @@ def areas(data, seed):
     train = tf.data.Dataset.from_tensor_slices((x, y)).batch(128)
     lje = whence.RepresenterPointLJE(whence.InfluenceModel(model), train, whence.ExactIHVPFactory())
     result = []
-    for score in ("leave_one_out", "loss"):
+    for score in (None, "leave_one_out", "loss"):
         suspects = lje.suspects(train, k=None, score=score)
         result.append(roc_auc_score(wrong[suspects.ids], suspects.scores))
     return result
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("data", "least"), [(digits, 0.993), (breast_cancer, 0.98)])
+@pytest.mark.parametrize(("data", "least"), [(digits, 0.995), (breast_cancer, 0.984)])
 def test_suspects_find_wrong_labels_as_well_as_the_loss_and_better(data, least):
-    left_out, loss = np.mean([areas(data, seed) for seed in SEEDS], axis=0)
-    assert left_out >= least
+    default, left_out, loss = np.mean([areas(data, seed) for seed in SEEDS], axis=0)
+    print(f"{data.__name__}: default {default:.4f}, leave-one-out {left_out:.4f}, loss {loss:.4f}")
+    assert default >= least
+    assert default >= loss - 0.003
     assert left_out >= loss - 0.002
-    print(f"{data.__name__}: leave-one-out {left_out:.4f}, loss {loss:.4f}")

@@ -331,7 +331,7 @@ def answers(model, train, evaluated, given_train=None):
             values[np.ix_(order(x, X_NEW), order(x_train))] = v
     for (x, _), v in lje.compute_influence_values(given_train):
         self_influence[order(x)] = v
-    suspects = lje.suspects(given_train, k=None)
+    suspects = lje.suspects(given_train, k=None, score="leave_one_out")
     best = np.full((T, 3), -1)
     for (x, _), _, x_train in lje.top_k(evaluated, given_train, k=3):
         best[order(x, X_NEW)] = np.reshape([order(rows) for rows in x_train], (-1, 3))

@@ -101,6 +101,10 @@ class Scorer(ABC):
     def _totals(self, question: Question) -> np.ndarray:
         """Return the sum over the training set of the scores for a question, shape ``(T,)``."""
 
+    def _default_score(self) -> str:
+        """Return what doubtful labels are ranked by unless a score is asked for: the method itself."""
+        return "leave_one_out"
+
     def _about(self) -> dict[str, Any]:
         """Return what was computed and how, for results and manifests."""
         return {

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, like, namespace, one_hot
+from whence._arrays import Array, as_numpy, astype, like, namespace
 from whence._errors import WhenceError
 from whence.attribution.base import weighted_features
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
+from whence.attribution.ridge import has_rows, target_rows
 from whence.index import Shard
 from whence.linear_layer import Block
 from whence.models.base import InfluenceModel
@@ -73,30 +74,21 @@ class FeatureSimilarity(Attribution):
                 "one that is applied along a sequence",
                 "Choose another layer, or compare gradients: GradientCosine.",
             )
-        if np.shape(self.index.shards[0].target)[1:] not in ((), (self.layer.n_outputs,)):
+        if not has_rows(self.layer, self.index):
             raise WhenceError(
                 "dataset",
                 "labels that are classes, or one value for each output",
                 f"labels of shape {tuple(self.index.shards[0].target.shape)}",
                 "Compare gradients instead: GradientCosine.",
             )
-        self._mean_target = (
-            sum(self._rows(shard.target).sum(axis=0) for shard in self.index.shards) / self.index.n_samples
-        )
+        n_outputs = self.layer.n_outputs
+        totals = [target_rows(shard.target, n_outputs).sum(axis=0) for shard in self.index.shards]
+        self._mean_target = sum(totals) / self.index.n_samples
         self._store_coefficients()
         self._vote = weighted_features(self.index)
 
-    def _rows(self, target: Array) -> np.ndarray:
-        """Return targets as rows ``(n, C)``, in float64."""
-        given = as_numpy(target)
-        if given.ndim == 2:
-            return given.astype(np.float64)
-        if self.layer.n_outputs == 1:
-            return given.astype(np.float64)[:, None]
-        return one_hot(given, self.layer.n_outputs, np.float64)
-
     def _votes(self, target: Array) -> np.ndarray:
-        return self._rows(target) - self._mean_target
+        return target_rows(target, self.layer.n_outputs) - self._mean_target
 
     def _without_constant(self, phi: Array) -> tuple[np.ndarray, np.ndarray]:
         """Return features, 0 in place of the constant, and their norms (1 for 0) as a column; float64."""

@@ -12,6 +12,7 @@ from whence._errors import WhenceError
 from whence.attribution.base import weighted_features
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
+from whence.attribution.ridge import Ridge
 from whence.attribution.solver import build_solver, check_factory, factory_arguments
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.index import Shard
@@ -184,6 +185,10 @@ class RepresenterPointLJE(Attribution):
         if decomposition == "elementwise":
             self._prepare_elementwise()
         self._store_coefficients()
+
+    def _default_score(self) -> str:
+        suits = Ridge.where_it_suits(self.layer, self.index) is not None
+        return "ridge" if suits else super()._default_score()
 
     def _about(self) -> dict[str, Any]:
         return super()._about() | {

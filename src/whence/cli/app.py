@@ -358,7 +358,11 @@ def suspects(
     all: Annotated[bool, option("--all", panel=METHOD, help="List all.")] = False,
     score: Annotated[
         str | None,
-        option("--score", panel=METHOD, help="leave_one_out (default), self_influence or loss."),
+        option(
+            "--score",
+            panel=METHOD,
+            help="ridge, leave_one_out, self_influence or loss; by default what suits the model.",
+        ),
     ] = None,
     method: MethodName = None,
     classes: Classes = None,

@@ -85,6 +85,7 @@ class DifferentiatedLoss(Loss):
     n_outputs: int = 1
     is_classification: bool = field(init=False)
     curvature_is_dense = True
+    margin_compares_outputs = False
 
     def __post_init__(self) -> None:
         classes = self.boundary is not None and self._keeps_order()

@@ -13,6 +13,7 @@ from whence.report.page import number
 __all__ = ["SCORE_NAMES", "label_text", "plain_id"]
 
 SCORE_NAMES = {
+    "ridge": "ridge score",
     "leave_one_out": "leave-one-out score",
     "self_influence": "self-influence",
     "loss": "training loss",
