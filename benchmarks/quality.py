@@ -1,6 +1,6 @@
 """What scores and explanations can be shown to predict, on data sets whose answer is known.
 
-    python benchmarks/quality.py [--write benchmarks/results]
+    python benchmarks/quality.py [--write benchmarks/results --plots docs/images]
 
 First: how well each score finds training labels that were flipped on purpose; area under the ROC curve,
 mean over seeds, each with its own flips and weights. Models are trained on the flipped labels with Adam.
@@ -11,7 +11,8 @@ how far the explained pre-activation falls when the 20 strongest supporters are 
 of all influences is from it; share of the 10 strongest supporters that two seeds have in common.
 
 German credit and SST-2 are used if the folder $WHENCE_DATA holds them. ``--write`` puts the tables, as
-Markdown, and all numbers, as CSV, into a folder.
+Markdown, and all numbers, as CSV, into a folder, ``--plots`` figures of them into another; a part that is
+not run is drawn from the numbers that were written before.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from _data import EPOCHS, data_of, logits_of, names_of, trained
 
 SHARES = (0.1, 0.2)
 DAMPING = 1e-2
+#: What the refitted layer's damping is chosen from.
+REFIT_DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 N_FOLLOWED, N_LEFT_OUT, N_SUBSETS, N_REMOVED = 20, 100, 30, 20
 
 
@@ -50,6 +53,30 @@ def left_out(method: Any) -> dict[str, np.ndarray]:
         result["leave-one-out margin" + form] = -layer.loss.margin(without, block.target)
         result["leave-one-out loss" + form] = layer.loss.value(without, block.target)
     return result
+
+
+def refitted(method: Any) -> np.ndarray:
+    """Return the leave-one-out margin, turned, after training the layer again to its minimum.
+
+    In the form with leverage; of the dampings the one with the lowest leave-one-out loss.
+    """
+    import whence
+    from whence._arrays import as_numpy
+    from whence.attribution.leverage import leave_one_out_residuals
+    from whence.attribution.refit import refit
+
+    index, best, scores = method.index, np.inf, None
+    (block,) = index
+    block = block._replace(phi=as_numpy(block.phi).astype(np.float64), target=as_numpy(block.target))
+    for damping in REFIT_DAMPINGS:
+        layer = method.layer.at(refit(method.layer, index, damping, gradient_norm=1e-6).theta)
+        ihvp = whence.ExactIHVPFactory(damping).build(layer, index)
+        r = leave_one_out_residuals(layer, ihvp, block, index.n_samples)
+        left = layer.pre_activations(block.phi) + ihvp.self_products(block.phi, r) / index.n_samples
+        loss = layer.loss.value(left, block.target).mean()
+        if loss < best:
+            best, scores = loss, -layer.loss.margin(left, block.target)
+    return scores
 
 
 def out_of_fold(kind: str, x: np.ndarray, y: np.ndarray, seed: int, epochs: int) -> np.ndarray:
@@ -84,7 +111,7 @@ def one_run(seed: int, *, name: str, kind: str, share: float, smoke: bool) -> tu
     def self_influence(method: Any) -> np.ndarray:
         return np.concatenate([value for _, value in method.compute_influence_values(train)])
 
-    def ranked(method: Any, score: str = "leave_one_out") -> np.ndarray:
+    def ranked(method: Any, score: str | None = None) -> np.ndarray:
         suspects = method.suspects(train, None, score=score)
         return suspects.scores[np.argsort(suspects.ids)]
 
@@ -101,6 +128,7 @@ def one_run(seed: int, *, name: str, kind: str, share: float, smoke: bool) -> tu
         "default of suspects": ranked(lje["predicted"]),
         "training loss": ranked(influence, "loss"),
         **left_out(influence),
+        "leave-one-out margin, leverage, refitted": refitted(influence),
         "LJE self-influence, predicted label": self_influence(lje["predicted"]),
         "LJE self-influence, given label": self_influence(lje["given"]),
         "influence self-influence": self_influence(influence),
@@ -264,13 +292,97 @@ def save(frame: Any, title: str, folder: Path) -> None:
 
 
 def table_of_labels(frame: Any, kind: str) -> Any:
-    """Return mean areas, one column a data set and share, and their mean, best first."""
+    """Return mean areas, one column a data set and share, and their mean, best first.
+
+    The last column is half the width of Student's 95 % interval of that mean, over seeds.
+    """
+    from whence import evaluation
+
     chosen = frame[frame["model"] == kind].assign(
         column=lambda f: f["data"] + " " + (100 * f["flipped"]).round().astype(int).astype(str) + " %"
     )
     table = chosen.pivot_table(index="score", columns="column", values="roc_auc", sort=False)
     table["mean"] = table.mean(axis=1)
+    of_seeds = chosen.groupby(["score", "seed"], sort=False)["roc_auc"].mean().reset_index()
+    spread = evaluation.summary(of_seeds, "roc_auc").set_index("score")
+    table["±"] = spread["high"] - spread["mean"]
     return table.sort_values("mean", ascending=False, kind="stable")
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+DRAWN = {
+    "default of suspects": "default of suspects",
+    "leave-one-out margin": "leave-one-out margin",
+    "training loss": "training loss",
+    "feature similarity": "feature similarity",
+    "five-fold self-confidence": "five-fold self-confidence",
+    "LJE self-influence, predicted label": "LJE self-influence",
+}
+
+
+def draw_labels(frame: Any, kind: str, file: Path) -> None:
+    """Draw what share of the wrong labels is found against how many were checked, a panel a data set."""
+    import pandas
+    from matplotlib import pyplot
+
+    from whence.report.measures import plot_detection
+
+    chosen = frame[(frame["model"] == kind) & (frame["flipped"] == SHARES[0])]
+    names = list(chosen["data"].unique())
+    columns = [column for column in frame.columns if column.startswith("found_")]
+    checked = [0.0, *(float(column.removeprefix("found_")) / 100 for column in columns)]
+    n_rows = -(-len(names) // 3)
+    shape = (9, 3.2 * n_rows)
+    figure, axes = pyplot.subplots(n_rows, 3, figsize=shape, squeeze=False, layout="constrained")
+    for ax, name in zip(axes.flat, names, strict=False):
+        part = chosen[chosen["data"] == name]
+        curves = {}
+        for score, label in DRAWN.items():
+            runs = part.loc[part["score"] == score, columns].to_numpy()
+            curves[label] = [pandas.DataFrame({"checked": checked, "found": [0.0, *run]}) for run in runs]
+        plot_detection(curves, ax=ax)
+        ax.set(
+            title=name, xlim=(0, checked[-1]), xlabel="share checked", ylabel="share of wrong labels found"
+        )
+        ax.get_legend().remove()
+    for ax in axes.flat[len(names) :]:
+        ax.axis("off")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    save_figure(figure, file)
+
+
+def draw_retraining(frame: Any, file: Path) -> None:
+    """Draw how well each method predicts leaving one out and training on halves, a panel a measure."""
+    from matplotlib import pyplot
+
+    from whence.report.measures import COLORS
+
+    measures = ["leave-one-out, Spearman", "datamodeling score"]
+    means = frame.groupby(["data", "method"], sort=False)[measures].mean()
+    methods = list(frame["method"].unique())[::-1]
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+    for ax, measure in zip(axes, measures, strict=True):
+        for color, name in zip(COLORS, frame["data"].unique(), strict=False):
+            ax.plot(means.loc[name, measure][methods], methods, "o", color=color, label=name)
+        ax.set(xlabel=measure + " correlation" * measure.endswith("Spearman"), xlim=(-0.1, 1.02))
+        ax.grid(axis="both", color="0.9")
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, loc="center right")
+    save_figure(figure, file)
+
+
+def save_figure(figure: Any, file: Path) -> None:
+    """Write an SVG that is the same bytes for the same numbers."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "whence"}):
+        figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -279,9 +391,10 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--jobs", type=int, default=1, help="seeds at once")
     options.add_argument("--data", nargs="*", help="some of the data sets")
-    options.add_argument("--models", nargs="*", default=["MLP", "linear"], help="or CNN, on digits")
+    options.add_argument("--models", nargs="*", default=["MLP", "linear", "CNN"], help="CNN: digits only")
     options.add_argument("--parts", nargs="*", default=["labels", "retraining"])
     options.add_argument("--write", type=Path, help="a folder for the tables and the numbers")
+    options.add_argument("--plots", type=Path, help="a folder for the figures")
     chosen = options.parse_args()
     names = ["wine"] if chosen.smoke else (chosen.data or names_of())
     kinds = ["MLP"] if chosen.smoke else chosen.models
@@ -290,7 +403,7 @@ def main() -> None:
     if "labels" in chosen.parts:
         frame = label_errors(names, kinds, seeds, chosen.smoke, chosen.jobs, chosen.write)
         results["label-errors"] = frame
-        for kind in kinds:
+        for kind in frame["model"].unique():
             results[f"label-errors-{kind}"] = table_of_labels(frame, kind)
     if "retraining" in chosen.parts:
         import pandas
@@ -310,6 +423,26 @@ def main() -> None:
         print(f"\n{title}\n\n{text}")
         if chosen.write:
             (chosen.write / f"quality-{title.lower().replace(' ', '-')}.md").write_text(text)
+    if chosen.plots:
+        draw(results, chosen.write, chosen.plots)
+
+
+def draw(results: dict[str, Any], written: Path | None, folder: Path) -> None:
+    """Draw what was measured now, and what was written before."""
+    import matplotlib
+    import pandas
+
+    matplotlib.use("agg")
+    frames = {title: results.get(title) for title in ("label-errors", "retraining")}
+    for title in frames:
+        if frames[title] is None and written and (written / f"quality-{title}.csv").is_file():
+            frames[title] = pandas.read_csv(written / f"quality-{title}.csv")
+    if frames["label-errors"] is not None:
+        for kind in frames["label-errors"]["model"].unique():
+            file = folder / f"quality-label-errors-{kind.lower()}.svg"
+            draw_labels(frames["label-errors"], kind, file)
+    if frames["retraining"] is not None:
+        draw_retraining(frames["retraining"], folder / "quality-retraining.svg")
 
 
 if __name__ == "__main__":

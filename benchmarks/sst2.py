@@ -30,7 +30,7 @@ import numpy as np
 from _common import parser
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]"]
-SCORES = ("leave_one_out", "loss", "self_influence")
+SCORES = ("ridge", "leave_one_out", "loss", "self_influence")
 FLIPPED = 0.1
 #: Share of words hidden in training; it keeps a model this small from learning sentences by heart.
 HIDDEN_WORDS = 0.2

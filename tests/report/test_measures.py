@@ -8,7 +8,7 @@ matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
 from whence.evaluation import detection_curve  # noqa: E402
-from whence.report.measures import plot_agreement, plot_detection  # noqa: E402
+from whence.report.measures import plot_agreement, plot_detection, plot_removal  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +36,21 @@ def test_agreement_is_drawn_a_point_a_pair():
     ax = plot_agreement(frame, ax=given)
     assert ax is given
     np.testing.assert_array_equal(ax.collections[0].get_offsets(), frame.to_numpy())
+
+
+def test_removal_is_drawn_a_line_a_method():
+    frame = pandas.DataFrame(
+        {
+            "sample": [0, 0, 0, 0, 1, 1, 1, 1],
+            "k": [1, 1, 5, 5] * 2,
+            "removed": ["supporters", "random"] * 4,
+            "actual": [1.0, 0.0, 3.0, 0.2, 2.0, 0.1, 5.0, 0.4],
+        }
+    )
+    ax = plot_removal({"one": frame, "other": frame.assign(actual=2 * frame["actual"])})
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == ["at random", "one", "other"]
+    np.testing.assert_array_equal(lines["one"].get_xdata(), [1, 5])
+    np.testing.assert_allclose(lines["one"].get_ydata(), [1.5, 4])
+    np.testing.assert_allclose(lines["other"].get_ydata(), [3, 8])
+    np.testing.assert_allclose(lines["at random"].get_ydata(), [0.05, 0.3])

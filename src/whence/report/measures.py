@@ -9,7 +9,7 @@ import numpy as np
 
 from whence._arrays import import_extra
 
-__all__ = ["plot_agreement", "plot_detection"]
+__all__ = ["plot_agreement", "plot_detection", "plot_removal"]
 
 #: Colours that stay apart for every kind of colour vision (Okabe and Ito).
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
@@ -69,6 +69,32 @@ def plot_agreement(frame: Any, *, ax: Any = None) -> Any:
     ax.plot(ends, ends, color="0.5", linewidth=1, linestyle=":")
     ax.set_xlabel("predicted by the influence")
     ax.set_ylabel("actual, by training again")
+    return ax
+
+
+def plot_removal(frames: Mapping[str, Any], *, ax: Any = None) -> Any:
+    """Draw how far predictions fall as their supporters are taken away, a line a method.
+
+    Parameters
+    ----------
+    frames : mapping
+        From a method's name to a frame of :func:`whence.evaluation.subset_removal`; means over the
+        followed samples are drawn. Random subsets are those of the first.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = _axes(ax)
+    for number, (name, frame) in enumerate(frames.items()):
+        falls = frame.groupby(["removed", "k"])["actual"].mean()
+        if number == 0 and "random" in falls.index.get_level_values("removed"):
+            ax.plot(falls["random"], color="0.5", linestyle=":", marker=".", label="at random")
+        ax.plot(falls["supporters"], color=COLORS[number % len(COLORS)], marker=".", label=name)
+    ax.set_xlabel("training samples taken away")
+    ax.set_ylabel("fall of what is asked, by training again")
+    ax.legend(frameon=False)
     return ax
 
 
