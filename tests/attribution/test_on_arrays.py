@@ -136,7 +136,7 @@ def test_doubtful_labels(head):
     moved = expansion_of(head).expanded
     left_out = head.phi @ head.dense.theta + moved.self_products() / N
     margins = margins_of(head.case, left_out)
-    found = lje.suspects(head.train, k=None)
+    found = lje.suspects(head.train, k=None, score="leave_one_out")
     np.testing.assert_array_equal(found.ids, np.argsort(margins))
     assert_close(found.scores, -np.sort(margins), SOLVE)
     losses = [

@@ -585,6 +585,7 @@ def test_every_solver_on_a_device(solver):
         yield lje.influences(data, progress=False)
         yield np.concatenate([values for _, values in lje.compute_influence_values(data)])
         yield lje.suspects(data, None).scores
+        yield lje.suspects(data, None, score="leave_one_out").scores
         yield influence.influences(data, progress=False)
         yield np.concatenate([values for _, values in influence.compute_influence_values(data)])
 
