@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from array_api_compat import device as device_of
 
 from whence._arrays import Array, astype, namespace, one_hot
 from whence._errors import WhenceError
@@ -45,7 +46,8 @@ def log_softmax(u: Array) -> Array:
     """
     xp = namespace(u)
     shifted = u - xp.max(u, axis=-1, keepdims=True)
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+    # The largest term of the sum is 1: what the others add to it would be lost beside it.
+    return shifted - xp.log1p(_sum_of_others(xp.exp(shifted), u))
 
 
 def softmax(u: Array) -> Array:
@@ -53,6 +55,28 @@ def softmax(u: Array) -> Array:
     xp = namespace(u)
     exponentials = xp.exp(u - xp.max(u, axis=-1, keepdims=True))
     return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
+
+
+def _sum_of_others(terms: Array, u: Array) -> Array:
+    """Return the sum over the last axis of all ``terms`` but that of the largest ``u``; axis kept."""
+    xp = namespace(u)
+    return xp.sum(xp.where(_is_largest(u), xp.zeros_like(terms), terms), axis=-1, keepdims=True)
+
+
+def _is_largest(u: Array) -> Array:
+    """Return where the largest entry along the last axis is, the first among equals."""
+    xp = namespace(u)
+    classes = xp.arange(u.shape[-1], device=device_of(u))
+    return classes == xp.expand_dims(xp.argmax(u, axis=-1), axis=-1)
+
+
+def _softmax_and_rest(u: Array) -> tuple[Array, Array]:
+    """Return ``p = softmax(u)`` and ``1 - p``, which keeps its digits where ``p`` is next to 1."""
+    xp = namespace(u)
+    terms = xp.exp(u - xp.max(u, axis=-1, keepdims=True))
+    others = _sum_of_others(terms, u)
+    p = terms / (1 + others)
+    return p, xp.where(_is_largest(u), others / (1 + others), 1 - p)
 
 
 def sigmoid(u: Array) -> Array:
@@ -224,10 +248,12 @@ class SoftmaxCrossEntropy(Loss):
         return -namespace(u).sum(self._rows(u, target) * log_softmax(u), axis=1)
 
     def residual(self, u: Array, target: Array) -> Array:
-        rows, p = self._rows(u, target), softmax(u)
-        if self.class_weight is None:
-            return p - rows
-        return namespace(u).sum(rows, axis=1, keepdims=True) * p - rows
+        rows = self._rows(u, target)
+        p, rest = _softmax_and_rest(u)
+        total: Any = 1
+        if self.class_weight is not None:
+            total = namespace(u).sum(rows, axis=1, keepdims=True)
+        return (total - rows) * p - rows * rest  # t p - y, without the difference of two near ones
 
     def curvature(self, u: Array, target: Array) -> Curvature:
         p = softmax(u)
@@ -305,7 +331,9 @@ class BinaryCrossEntropy(Loss):
         return namespace(u).mean(softplus(u) - self._rows(u, target) * u, axis=1)
 
     def residual(self, u: Array, target: Array) -> Array:
-        return (sigmoid(u) - self._rows(u, target)) / u.shape[1]
+        rows = self._rows(u, target)
+        # sigmoid(-u) keeps the digits that p - 1 loses where p is near 1.
+        return ((1 - rows) * sigmoid(u) - rows * sigmoid(-u)) / u.shape[1]
 
     def curvature(self, u: Array, target: Array) -> Curvature:
         p = sigmoid(u)

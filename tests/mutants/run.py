@@ -60,8 +60,8 @@ MUTANTS = [
     Mutant(
         "labels are ignored in residuals",
         "losses.py",
-        "        if self.class_weight is None:\n            return p - rows\n",
-        "        if self.class_weight is None:\n            return p - 1 / u.shape[1] + 0 * rows\n",
+        "return (total - rows) * p - rows * rest",
+        "return total * (p - 1 / u.shape[1]) + 0 * rows * rest",
         (f"{ARRAYS}test_labels_count", *VALUES),
     ),
     Mutant(
@@ -280,8 +280,8 @@ MUTANTS = [
     Mutant(
         "binary cross-entropy sums over outputs",
         "losses.py",
-        "return (sigmoid(u) - self._rows(u, target)) / u.shape[1]",
-        "return sigmoid(u) - self._rows(u, target)",
+        "return ((1 - rows) * sigmoid(u) - rows * sigmoid(-u)) / u.shape[1]",
+        "return (1 - rows) * sigmoid(u) - rows * sigmoid(-u)",
         BY_HAND,
     ),
     Mutant(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from whence._arrays import WORKSPACE_BYTES, Array, astype, check_finite, namespace, row_slices
-from whence._errors import WhenceError
+from whence._errors import NotConvergedError, WhenceError
 from whence.linear_layer import Block, Blocks, LinearLayer
 from whence.progress import track
 
@@ -22,6 +22,7 @@ __all__ = [
     "Solution",
     "check_curvature",
     "linear_system",
+    "refuse_if_inexact",
     "with_model",
 ]
 
@@ -294,6 +295,22 @@ class InverseHessianVectorProductFactory(ABC):
         state : mapping of str to array
         """
         return self.build(model, dataset)
+
+
+#: The relative residual from which on a direct solver's answer is not one: float64 is not enough then.
+EXACT_RESIDUAL = 1e-3
+
+
+def refuse_if_inexact(relative_residual: float, damping: float) -> None:
+    """Raise if rounding has eaten the answer of a direct solver, by the residual that it left."""
+    if relative_residual <= EXACT_RESIDUAL:  # NaN is not
+        return
+    raise NotConvergedError(
+        f"damping (={damping:g})",
+        f"a system that float64 solves to a relative residual of {EXACT_RESIDUAL:g}",
+        relative_residual,
+        "Raise the damping, or scale the layer's inputs to about 1: their squares stand beside it.",
+    )
 
 
 def check_curvature(curvature: Any) -> None:

@@ -32,6 +32,7 @@ from whence.ihvp.base import (
     Solution,
     check_curvature,
     linear_system,
+    refuse_if_inexact,
     with_model,
 )
 from whence.ihvp.spectrum import Condition, extreme_eigenvalues, pseudo_inverse, smallest_eigenvalue
@@ -148,7 +149,11 @@ class ExactIHVP(InverseHessianVectorProduct):
             columns = [self._factor(c).solve(wide[:, :, c].T).T for c in range(wide.shape[2])]
             value = xp.stack(columns, axis=2)
         if self._relative_residual is None and right.shape[0] > 0 and self.blocks is not None:
-            self._relative_residual = self._measure_residual(wide, value)
+            residual = self._measure_residual(wide, value)
+            # What a pseudo-inverse leaves out is up to its cutoff.
+            if self.damping:
+                refuse_if_inexact(residual, self.damping)
+            self._relative_residual = residual
         return Solution(value, True, iterations=0, relative_residual=self._relative_residual or 0.0)
 
     def self_products(self, phi: Array, r: Array, outputs: Array | None = None) -> Array:

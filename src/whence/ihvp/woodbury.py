@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import WORKSPACE_BYTES, Array, as_numpy, check_number, cholesky, row_slices
+from whence._arrays import (
+    WORKSPACE_BYTES,
+    Array,
+    as_numpy,
+    astype,
+    check_number,
+    cholesky,
+    namespace,
+    row_slices,
+)
 from whence._errors import NotPositiveDefiniteError, WhenceError
 from whence._sparse import SparseRows
 from whence.ihvp.base import (
@@ -27,6 +36,7 @@ from whence.ihvp.base import (
     Solution,
     check_curvature,
     linear_system,
+    refuse_if_inexact,
     with_model,
 )
 from whence.ihvp.exact import memory_bytes
@@ -86,11 +96,13 @@ class WoodburyIHVP(InverseHessianVectorProduct):
         self._refuse_if_too_large(n_rows if independent else n_rows * layer.n_outputs)
         gram = np.concatenate([self._similarities(phi) for phi in self._phi])
         roots = self._roots(blocks) / math.sqrt(blocks.n_samples)
-        if independent:
-            singles = (roots[:, c : c + 1, c : c + 1] for c in range(layer.n_outputs))
-            self._groups = [_group(slice(c, c + 1), part, gram) for c, part in enumerate(singles)]
-        else:
-            self._groups = [_group(slice(0, layer.n_outputs), roots, gram)]
+        n_outputs, width = layer.n_outputs, 1 if independent else layer.n_outputs
+        some = [slice(c, c + width) for c in range(0, n_outputs, width)]
+        try:
+            self._groups = [_group(outputs, roots[:, outputs, outputs], gram) for outputs in some]
+        except np.linalg.LinAlgError:  # its 1 on the diagonal is lost beside features over damping
+            refuse_if_inexact(math.inf, self.damping)
+            raise
 
     def solve(self, right: Array) -> Solution:
         """Solve for a stack of right-hand sides ``(m, d, C)``; see the base class."""
@@ -114,7 +126,9 @@ class WoodburyIHVP(InverseHessianVectorProduct):
         if self._relative_residual is None and self.blocks is not None:
             gap = as_numpy(self.product(value[:1])) - wide[:1]
             norm = float(np.linalg.norm(wide[0]))
-            self._relative_residual = float(np.linalg.norm(gap)) / norm if norm else 0.0
+            residual = float(np.linalg.norm(gap)) / norm if norm else 0.0
+            refuse_if_inexact(residual, self.damping)
+            self._relative_residual = residual
         return Solution(value, True, iterations=0, relative_residual=self._relative_residual or 0.0)
 
     def for_samples(self) -> WoodburyIHVP:
@@ -173,6 +187,8 @@ class WoodburyIHVP(InverseHessianVectorProduct):
         """Return ``B_i (N, C, C)`` with ``K_i = B_i B_i^T``."""
         parts = []
         for block in by_rows(blocks):
+            # In double, as all else here.
+            block = block._replace(phi=astype(block.phi, namespace(block.phi).float64))
             values, vectors = np.linalg.eigh(
                 np.asarray(as_numpy(self.layer.curvatures(block).matrices()), dtype=np.float64)
             )

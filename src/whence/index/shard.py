@@ -10,6 +10,7 @@ import numpy as np
 
 from whence._arrays import Array, astype, check_finite, itemsize, namespace
 from whence._errors import WhenceError
+from whence._sparse import SparseRows
 from whence.linear_layer import Block
 
 __all__ = [
@@ -25,6 +26,11 @@ __all__ = [
 
 #: Bytes of features that one shard holds, counted in the precision that they are used in.
 SHARD_BYTES = 32 * 2**20
+
+#: The smallest number that half precision holds with all its digits.
+SMALLEST_HALF = 2.0**-14
+#: How many features of a batch are enough to tell that all of them are smaller.
+ENOUGH_ENTRIES = 32
 
 #: What features may be stored as, where another dtype than their own is asked for.
 FEATURE_DTYPES = ("float16", "float32")
@@ -54,7 +60,25 @@ def narrow(features: Array, dtype: str | None, where: str = "the training set") 
     if dtype == "float16":
         fix = "Features above 65504 do not fit into float16: store them as float32."
         check_finite(narrowed, "feature_dtype", where, fix)
+        if _loses_digits(features):
+            raise WhenceError(
+                "feature_dtype",
+                f"features of {SMALLEST_HALF:.1e} and more in {where}",
+                "smaller ones only",
+                "They lose their digits in float16: store them as float32.",
+            )
     return narrowed
+
+
+def _loses_digits(features: Array) -> bool:
+    """Return whether all features are below what half precision holds; constants such as 1 aside."""
+    entries = features.matrix.data if isinstance(features, SparseRows) else features
+    xp = namespace(entries)
+    sizes = xp.abs(entries)
+    counted = (sizes > 0) & (sizes != 1)
+    if int(xp.sum(astype(counted, xp.int64))) < ENOUGH_ENTRIES:
+        return False  # a small batch may hold little by chance
+    return float(xp.max(xp.where(counted, sizes, xp.zeros_like(sizes)))) < SMALLEST_HALF
 
 
 def check_feature_dtype(dtype: Any) -> str | None:
