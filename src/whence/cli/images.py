@@ -76,7 +76,7 @@ class Images:
         try:
             with self._pillow.open(path) as image:
                 converted = image.convert(MODES[int(self.frame.channels or 0)])
-        except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's, of broken PNG files
+        except Exception as error:  # Pillow's for broken files are of many kinds, and one for bombs
             raise unreadable(path, error) from error
         height, width = int(self.frame.height or 0), int(self.frame.width or 0)
         if converted.size != (width, height):
@@ -149,7 +149,7 @@ def _frame_of(paths: Sequence[Path], frame: Frame, argument: str, progress: bool
         try:
             with pillow.open(path) as image:
                 size, mode = image.size, image.mode
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # as above
             raise unreadable(path, error) from error
         if mode in WIDE_MODES:
             raise WhenceError(
