@@ -429,7 +429,8 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
     def query(self, vector_to_find: Queries, batch_size: int | None = None) -> tuple[Any, Any]:
         """Return ``(values, rows)``; see the base class."""
         (best,) = self.query_orders(vector_to_find, (self._order,))
-        return best.values.astype(self._dtype), best.rows
+        with np.errstate(over="ignore"):  # whoever asks for a narrow dtype looks for what does not fit
+            return best.values.astype(self._dtype), best.rows
 
     def query_orders(self, queries: Queries, orders: tuple[ORDER, ...]) -> tuple[TopK, ...]:
         """Find several ends of the scores in one pass.

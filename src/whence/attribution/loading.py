@@ -164,7 +164,8 @@ def _chosen(index: StoredIndex, name: str | None) -> StoredMethod:
             "Make a method with index_path= this folder.",
         )
     listed = "; ".join(f"{s.folder.name}: {_differences(s, found)}" for s in found)
-    raise WhenceError("method", "the name of one of the methods that the index holds", repr(name), listed)
+    expected = "the name of one of the methods that the index holds"
+    raise WhenceError("method", expected, repr(name), f"It holds {listed}.")
 
 
 def _differences(stored: StoredMethod, all_stored: list[StoredMethod]) -> str:

@@ -18,6 +18,7 @@ from whence.models.torch_losses import own_loss, read_loss
 from whence.models.torch_module import (
     check_device,
     device_named,
+    exclusive,
     linear_layers,
     takes,
     takes_any_keyword,
@@ -153,7 +154,7 @@ class TorchAdapter(Adapter):
     def _choose_by_calls(self, inputs: Any) -> None:
         """Give the linear layers numbers in the order in which a forward pass calls them."""
         called: dict[str, None] = {}
-        with ExitStack() as hooks:
+        with exclusive(self._model), ExitStack() as hooks:
             for name, layer in self._linear.items():
                 hook = layer.register_forward_pre_hook(lambda *_, n=name: called.update({n: None}))
                 hooks.callback(hook.remove)
@@ -296,11 +297,12 @@ class TorchAdapter(Adapter):
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append((args[0] if args else kwargs["input"]).detach())
 
-        handle = self._layer.register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            self._run(inputs)
-        finally:
-            handle.remove()
+        with exclusive(self._model):  # a hook sees what other threads call, too
+            handle = self._layer.register_forward_pre_hook(hook, with_kwargs=True)
+            try:
+                self._run(inputs)
+            finally:
+                handle.remove()
         if len(seen) == 1:
             return seen[0]
         raise WhenceError(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import threading
+import weakref
+from contextlib import AbstractContextManager
 from typing import Any
 
 from whence._errors import WhenceError
@@ -10,12 +13,24 @@ from whence._errors import WhenceError
 __all__ = [
     "check_device",
     "device_named",
+    "exclusive",
     "linear_layers",
     "takes",
     "takes_any_keyword",
     "takes_positions",
     "unwrapped",
 ]
+
+
+#: One lock for each module, which several adapters and threads may run.
+_LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_GUARD = threading.Lock()
+
+
+def exclusive(model: Any) -> AbstractContextManager[Any]:
+    """Return the right to run a module whose mode and hooks are changed; one thread has it at a time."""
+    with _GUARD:
+        return _LOCKS.setdefault(model, threading.RLock())
 
 
 def unwrapped(model: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.data import map_leaves, take_rows
 from whence.models.torch_losses import PerSampleLoss
+from whence.models.torch_module import exclusive
 
 __all__ = ["TorchTail", "inference"]
 
@@ -64,13 +65,13 @@ class TorchTail:
         if precision is not None:
             u = u.to(getattr(self._torch, precision))
         keeps_gradients = self._torch.is_grad_enabled()
-        hook = self._layer.register_forward_hook(lambda *_: u)
-        try:
-            with inference(self._torch, self._model), self._torch.set_grad_enabled(keeps_gradients):
+        with inference(self._torch, self._model), self._torch.set_grad_enabled(keeps_gradients):
+            hook = self._layer.register_forward_hook(lambda *_: u)
+            try:
                 call = self._torch.func.functional_call
                 return self._output_of(call(self._model, weights, args, kwargs))
-        finally:
-            hook.remove()
+            finally:
+                hook.remove()
 
     def for_rows(
         self, inputs: Any, loss: PerSampleLoss
@@ -134,12 +135,12 @@ class TorchTail:
     def _positions(self, one: Any) -> tuple[int, ...]:
         seen: list[tuple[int, ...]] = []
         args, kwargs = self._arguments(one)
-        hook = self._layer.register_forward_hook(lambda *parts: seen.append(tuple(parts[2].shape)))
-        try:
-            with inference(self._torch, self._model):
+        with inference(self._torch, self._model):
+            hook = self._layer.register_forward_hook(lambda *parts: seen.append(tuple(parts[2].shape)))
+            try:
                 self._model(*args, **kwargs)
-        finally:
-            hook.remove()
+            finally:
+                hook.remove()
         return seen[0][1:-1]
 
     def _weights(self, precision: str, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -162,7 +163,7 @@ class TorchTail:
     def _modules_before(self, args: Any, kwargs: Any) -> set[str]:
         """Return the names of modules that have done their work when the layer is called."""
         torch, events = self._torch, list[tuple[str, str]]()
-        with ExitStack() as hooks:
+        with inference(torch, self._model), ExitStack() as hooks:
             for name, module in self._model.named_modules():
                 for register, kind in (
                     (module.register_forward_pre_hook, "in"),
@@ -170,8 +171,7 @@ class TorchTail:
                 ):
                     hook = register(lambda *_, event=(kind, name): events.append(event))
                     hooks.callback(hook.remove)
-            with inference(torch, self._model):
-                self._model(*args, **kwargs)
+            self._model(*args, **kwargs)
         names = {id(module): name for name, module in self._model.named_modules()}
         at = events.index(("in", names[id(self._layer)]))
         done = {name for kind, name in events[:at] if kind == "out"}
@@ -180,18 +180,22 @@ class TorchTail:
 
 @contextmanager
 def inference(torch: Any, model: Any) -> Iterator[None]:
-    """Switch a model to eval mode without gradients or compilation, and back; each module by itself."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Switch a model to eval mode without gradients or compilation, and back; each module by itself.
+
+    One thread at a time: hooks that are set inside see its calls alone.
+    """
     stance = getattr(torch.compiler, "set_stance", None)
     eager: AbstractContextManager[Any] = nullcontext() if stance is None else stance("force_eager")
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad(), eager:
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with exclusive(model):
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            for module, _ in modes:
+                module.training = False
+            with torch.no_grad(), eager:
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def _repeated(one: Any, n_rows: int) -> Any:
