@@ -7,6 +7,8 @@ from tolerances import FLOAT64, SOLVE, assert_close
 
 import whence
 from whence.attribution.ridge import Ridge as RidgeVotes
+from whence.engine import Threads
+from whence.losses import SoftmaxCrossEntropy
 
 pytest.importorskip("sklearn")
 from sklearn.datasets import make_classification
@@ -192,3 +194,17 @@ def test_too_many_features_for_memory(monkeypatch):
     method, data = made()
     with pytest.raises(whence.WhenceError, match="second moments fit into memory"):
         method.suspects(data, 1, score="ridge")
+
+
+def test_the_engine_does_not_matter():
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(9000, 4)), rng.integers(0, 3, 9000)
+    index = whence.Index()
+    for rows in np.array_split(np.arange(9000), 6):
+        index.append(x[rows], y[rows], None, rows.astype(np.uint64))
+        index.shards.append(index._buffer.take(rows.size))
+    index.finish()
+    layer = whence.LinearLayer(np.zeros((4, 3)), SoftmaxCrossEntropy())
+    here = RidgeVotes(layer, index).left_out()
+    index.engine = Threads(2)
+    np.testing.assert_array_equal(RidgeVotes(layer, index).left_out(), here)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from whence._arrays import Array, as_numpy, cholesky, one_hot
 from whence._errors import WhenceError
+from whence.engine import engine_of, parts_of, total
 from whence.ihvp.exact import memory_bytes
 from whence.index import Index
-from whence.linear_layer import LinearLayer
+from whence.linear_layer import Block, LinearLayer
 
 __all__ = ["Ridge", "has_rows", "target_rows"]
 
@@ -115,13 +117,18 @@ class Ridge:
                 f"'ridge' with {d} of them",
                 "Pass score='leave_one_out' or score='loss'.",
             )
-        self._units = _Units(layer, index)
-        n_features = self._units.n_features
-        self._second = np.zeros((n_features, n_features))
-        self._first = np.zeros((n_features, layer.n_outputs))
-        for x, v, w in self._units:
-            self._second += x.T @ (x * w)
-            self._first += x.T @ (v * w)
+        self._index = index
+        self._units = units = _Units.of(layer, index)
+
+        def moments(part: Iterable[Block]) -> tuple[np.ndarray, np.ndarray]:
+            second = np.zeros((units.n_features, units.n_features))
+            first = np.zeros((units.n_features, layer.n_outputs))
+            for x, v, w in map(units, part):
+                second += x.T @ (x * w)
+                first += x.T @ (v * w)
+            return second, first
+
+        self._second, self._first = total(index, moments)
         #: The strength.
         self.lam = float((self._second**2).sum())
 
@@ -145,11 +152,17 @@ class Ridge:
         damped = self._second + max(self.lam, NEGLIGIBLE) * np.eye(len(self._second))
         inverse = cholesky(damped).inverse()
         slope = inverse @ self._first
-        parts = []
-        for x, v, w in self._units:
-            h = w * ((x @ inverse) * x).sum(axis=1, keepdims=True)
-            parts.append((x @ slope - h * v) / (1 - h))
-        return np.concatenate(parts)
+        units = self._units
+
+        def of_part(part: Iterable[Block]) -> list[np.ndarray]:
+            found = []
+            for x, v, w in map(units, part):
+                h = w * ((x @ inverse) * x).sum(axis=1, keepdims=True)
+                found.append((x @ slope - h * v) / (1 - h))
+            return found
+
+        steps = engine_of(self._index).map(of_part, parts_of(self._index))
+        return np.concatenate([rows for found in steps for rows in found])
 
 
 def _is_answerable(layer: LinearLayer, index: Index) -> bool:
@@ -163,42 +176,61 @@ def _are_indicators(phi: Array) -> bool:
     return bool(((some == 0) | (some == 1)).all())
 
 
+@dataclass(frozen=True)
 class _Units:
-    """The training set as ``(x, v, w / W)``, shard by shard, in float64 on the host."""
+    """Takes a block to ``(x, v, w / W)``, in float64 on the host."""
 
-    def __init__(self, layer: LinearLayer, index: Index) -> None:
-        self._index = index
-        self._n_outputs = layer.n_outputs
-        self.n_features = layer.n_features - int(layer.has_bias)
-        self._total = 1.0
-        total, mean, mean_target = 0.0, np.zeros(self.n_features), np.zeros(layer.n_outputs)
-        for phi, y, w in self._rows():
-            total += float(w.sum())
-            mean += (phi * w).sum(axis=0)
-            mean_target += (y * w).sum(axis=0)
-        if not total > 0:
+    n_features: int
+    n_outputs: int
+    weight: float
+    mean: np.ndarray
+    mean_target: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, layer: LinearLayer, index: Index) -> _Units:
+        """Return them for a training set, by two passes over it."""
+        n_features, n_outputs = layer.n_features - int(layer.has_bias), layer.n_outputs
+        nothing = np.zeros(n_features)
+        raw = cls(n_features, n_outputs, 1.0, nothing, np.zeros(n_outputs), nothing)
+
+        def sums(part: Iterable[Block]) -> tuple[float, np.ndarray, np.ndarray]:
+            weight, of_phi, of_y = 0.0, np.zeros(n_features), np.zeros(n_outputs)
+            for phi, y, w in map(raw.rows, part):
+                weight += float(w.sum())
+                of_phi += (phi * w).sum(axis=0)
+                of_y += (y * w).sum(axis=0)
+            return weight, of_phi, of_y
+
+        weight, of_phi, of_y = total(index, sums)
+        if not weight > 0:
             raise WhenceError(
                 "sample_weight", "samples that count", "weights of which none is positive", "Leave it out."
             )
-        self._total, self._mean, self._mean_target = total, mean / total, mean_target / total
-        variance = np.zeros(self.n_features)
-        for phi, _, w in self._rows():
-            variance += ((phi - self._mean) ** 2 * w).sum(axis=0)
+        centred = replace(raw, weight=weight, mean=of_phi / weight, mean_target=of_y / weight)
+
+        def spread(part: Iterable[Block]) -> np.ndarray:
+            variance = np.zeros(n_features)
+            for phi, _, w in map(centred.rows, part):
+                variance += ((phi - centred.mean) ** 2 * w).sum(axis=0)
+            return variance
+
+        variance = total(index, spread)
         # A feature that never changes is left out, and so are changes that are nothing but rounding.
-        changes = variance > (NEGLIGIBLE * self._mean) ** 2
-        self._scale = np.where(changes, 1 / np.sqrt(np.where(changes, variance, 1)), 0.0)
+        changes = variance > (NEGLIGIBLE * centred.mean) ** 2
+        return replace(centred, scale=np.where(changes, 1 / np.sqrt(np.where(changes, variance, 1)), 0.0))
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for phi, y, w in self._rows():
-            standard = (phi - self._mean) * self._scale
-            norms = np.sqrt((standard**2).sum(axis=1, keepdims=True))
-            far = norms > NEGLIGIBLE
-            x = np.where(far, standard / np.where(far, norms, 1.0), 0.0)
-            yield x, y - self._mean_target, w
+    def __call__(self, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        phi, y, w = self.rows(block)
+        standard = (phi - self.mean) * self.scale
+        norms = np.sqrt((standard**2).sum(axis=1, keepdims=True))
+        far = norms > NEGLIGIBLE
+        x = np.where(far, standard / np.where(far, norms, 1.0), 0.0)
+        return x, y - self.mean_target, w
 
-    def _rows(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield features without the constant, targets as rows, and shares in the weight as a column."""
-        for phi, target, weight in self._index:
-            wide = np.asarray(as_numpy(phi), dtype=np.float64)[:, : self.n_features]
-            counts = np.ones(len(wide)) if weight is None else np.asarray(as_numpy(weight), np.float64)
-            yield wide, target_rows(target, self._n_outputs), counts[:, None] / self._total
+    def rows(self, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return features without the constant, targets as rows, and shares in the weight as a column."""
+        phi, target, weight = block
+        wide = np.asarray(as_numpy(phi), dtype=np.float64)[:, : self.n_features]
+        counts = np.ones(len(wide)) if weight is None else np.asarray(as_numpy(weight), np.float64)
+        return wide, target_rows(target, self.n_outputs), counts[:, None] / self.weight
