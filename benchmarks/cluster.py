@@ -106,16 +106,19 @@ class Counted:
 
 
 def plan(name: str, n_blocks: int, n_workers: int) -> tuple[float, float]:
-    """Return the most and the least bytes a block that the plan has workers send to each other.
+    """Return the most and the least bytes a block that the plan has workers send.
 
     A sum goes up the tree in ``n_blocks - 1`` additions; each moves at most one sum from one worker to
     another, and none where both are there already. The last sum goes to the client. What a function
-    refers to goes once to each worker but the first.
+    refers to goes once to each worker, to the first by the client.
     """
     size = (D + 1) * C
-    sums = {"hessian": 4 * size**2, "100 products": 4 * size * N_QUERIES, "top 5 of 100": 0}[name]
-    most = sums * (n_blocks - 1) if n_workers > 1 else 0
-    return (most + sums) / n_blocks, sums / n_blocks
+    vectors = 4 * size * N_QUERIES
+    one_sum = {"hessian": 4 * size**2, "100 products": vectors, "top 5 of 100": 0}[name]
+    function = 0 if name == "hessian" else vectors
+    least = function * (n_workers - 1) + one_sum
+    most = least + (one_sum * (n_blocks - 1) if n_workers > 1 else 0)
+    return most / n_blocks, least / n_blocks
 
 
 def same(left: Any, right: Any) -> bool:

@@ -147,17 +147,25 @@ def test_work_that_kills_every_worker_is_given_up():
 
 
 def test_a_lost_scheduler_leaves_an_index_to_go_on_from(model, tmp_path):
-    shards = whence.Sharded(Slowly(0.1), 20, counts=[60] * 20)
+    shards = whence.Sharded(Slowly(0.3), 20, counts=[60] * 20)
     clusters.by_value(__name__)
+
+    def stored():
+        return len(list((tmp_path / "index").glob("shard-*.json")))
+
+    def close(cluster):
+        while stored() < 3:
+            time.sleep(0.02)
+        cluster.close()
+
     with clusters.small_parts(D + 1, rows=60):
         with clusters.cluster(2) as made:
-            closing = threading.Timer(1.5, lambda: made.cluster.close())
+            closing = threading.Thread(target=close, args=(made.cluster,), daemon=True)
             closing.start()
             with pytest.raises(whence.WhenceError, match="a Dask scheduler that answers"):
                 model.index(shards, path=tmp_path / "index", engine=made, progress=False)
             closing.join()
-        n_stored = len(list((tmp_path / "index").glob("shard-*.json")))
-        assert 0 < n_stored < 20
+        assert 3 <= stored() < 20
         with clusters.cluster(2) as made:
             index = model.index(shards, path=tmp_path / "index", engine=made, progress=False)
         np.testing.assert_array_equal(np.concatenate([block.phi for block in index])[:, :-1], X)

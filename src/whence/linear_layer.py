@@ -291,13 +291,14 @@ class LinearLayer:
         # The longer of the two axes last: elementwise steps run along it.
         axis = 2 if n_outputs > n_at_once else 1
         wide = [_wide(vectors[some, ...], axis) for some in row_slices(n_vectors, n_at_once)]
+        dtype = vectors.dtype  # not the vectors: what a part's function refers to is sent to workers
 
         def of_part(part: Part) -> tuple[Array, ...]:
             sums = [xp.zeros_like(columns) for columns in wide]
             for number, block in enumerate(by_rows(part), part.first):
                 for rows in row_slices(block.phi.shape[0], n_rows):
                     some = _rows_of(block, rows)
-                    phi = astype(some.phi, vectors.dtype)
+                    phi = astype(some.phi, dtype)
                     if curvatures is None:
                         curvature = self.curvatures(some._replace(phi=phi))
                     else:

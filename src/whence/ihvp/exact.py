@@ -76,7 +76,8 @@ class ExactIHVP(InverseHessianVectorProduct):
 
     Notes
     -----
-    Memory: ``16 m^2`` bytes with ``m = C*d`` (``C`` times ``16 d^2`` for independent outputs), and
+    Memory, for a training set of one part (see :meth:`~whence.LinearLayer.hessian` for several): ``16 m^2``
+    bytes with ``m = C*d`` (``C`` times ``16 d^2`` for independent outputs), and
     ``8 m^2`` more from the first self-influence on, for the inverse. Time: ``m^3 / 3`` operations for
     the factor, ``2 m^3 / 3`` for the inverse.
     """
