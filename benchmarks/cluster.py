@@ -31,7 +31,7 @@ import whence
 from whence import engine
 from whence.attribution.base import Vectors
 from whence.engine_dask import Cluster
-from whence.index import StoredIndex, Writer
+from whence.index import Method, StoredIndex, Writer, shard
 from whence.losses import SoftmaxCrossEntropy
 from whence.search import ORDER, LinearNearestNeighbors, Queries, scores
 
@@ -46,8 +46,6 @@ def built(n_samples: int, folder: Path, layer: whence.LinearLayer) -> StoredInde
     for features, labels, fingerprint in blocks(n_samples):
         writer.append(features, labels, None, fingerprint)
     index = writer.finish()
-    from whence.index import Method
-
     index.store_coefficients(layer.residuals, lambda: Method({}, {}, np.zeros(1)))
     return index
 
@@ -108,16 +106,17 @@ class Counted:
 def plan(name: str, n_blocks: int, n_workers: int) -> tuple[float, float]:
     """Return the most and the least bytes a block that the plan has workers send.
 
-    A sum goes up the tree in ``n_blocks - 1`` additions; each moves at most one sum from one worker to
-    another, and none where both are there already. The last sum goes to the client. What a function
-    refers to goes once to each worker, to the first by the client.
+    A sum goes up the tree in ``n_blocks - 1`` additions; each moves one sum from one worker to another,
+    none where both are there already, and two if the scheduler gives it to a third worker that is idle.
+    The last sum goes to the client. What a function refers to goes once to each worker, to the first by
+    the client.
     """
     size = (D + 1) * C
     vectors = 4 * size * N_QUERIES
     one_sum = {"hessian": 4 * size**2, "100 products": vectors, "top 5 of 100": 0}[name]
     function = 0 if name == "hessian" else vectors
     least = function * (n_workers - 1) + one_sum
-    most = least + (one_sum * (n_blocks - 1) if n_workers > 1 else 0)
+    most = least + (2 * one_sum * (n_blocks - 1) if n_workers > 1 else 0)
     return most / n_blocks, least / n_blocks
 
 
@@ -138,7 +137,10 @@ def main() -> None:
     workers = [2] if chosen.smoke else chosen.workers
     repeats = 1 if chosen.smoke else chosen.repeats
     row_bytes = 4 * (D + 1)
-    engine.PART_ROWS = (BLOCK_BYTES // 32 if chosen.smoke else BLOCK_BYTES) // row_bytes * 95 // 100
+    block_bytes = BLOCK_BYTES
+    if chosen.smoke:
+        block_bytes = shard.SHARD_BYTES = BLOCK_BYTES // 32
+    engine.PART_ROWS = block_bytes // row_bytes * 95 // 100
     rng = np.random.default_rng(1)
     theta = (rng.standard_normal((D + 1, C)) / np.sqrt(D)).astype(np.float32)
     layer = whence.LinearLayer(theta, SoftmaxCrossEntropy(), has_bias=True)
