@@ -94,7 +94,7 @@ def test_nan_is_refused(order, place):
     if place >= 10:
         best.add(first, 0)
         first = second
-    with pytest.raises(WhenceError, match=r"scores: expected numbers, got NaN for query 1"):
+    with pytest.raises(WhenceError, match=r"got NaN for query 1, in rows 10 to 19\."):
         best.add(first, 10)
 
 

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pytest
 
 import whence
 from whence import CACHE, ORDER, WhenceError
+from whence.attribution.storing import stored_vectors
 from whence.index import StoredIndex, shard
+from whence.index.files import Lock
 
 pytest.importorskip("sklearn")
 from sklearn.linear_model import LogisticRegression
@@ -194,6 +198,39 @@ def test_the_model_sees_the_training_set_once(monkeypatch, tmp_path):
     assert sum(seen) == 16  # one batch shows that the features are those of the model
 
 
+def test_a_method_waits_until_another_process_has_written(tmp_path):
+    made(index_path=tmp_path / "index")
+    lock = Lock(tmp_path / "index")
+    timer = threading.Timer(0.3, lock.release)
+    timer.start()
+    start = time.monotonic()
+    made(index_path=tmp_path / "index", step_size=1e-2)
+    assert time.monotonic() - start >= 0.25
+    timer.join()
+
+
+def test_vectors_on_disk_are_read_from_there(tmp_path):
+    method = made()
+    for cache, kind in ((CACHE.DISK, StoredIndex), (CACHE.MEMORY, type(method.index))):
+        paths = None, tmp_path / "vectors"
+        vectors = stored_vectors(method.index, method._to_store, method._coefficients, cache, *paths)
+        assert type(vectors) is kind
+    assert vectors is method.index
+
+
+def test_values_are_saved_where_others_were(tmp_path):
+    method = made()
+    for n_batches in (1, 2):
+        tested = TESTED[:n_batches]
+        list(
+            method.estimate_influence_values_in_batches(
+                tested, TRAIN, save_influence_value_path=tmp_path / "values"
+            )
+        )
+        kept = np.load(tmp_path / "values" / "values.npy")
+        np.testing.assert_array_equal(kept, method.influences(tested))
+
+
 def test_what_differs_is_named(tmp_path):
     made(index_path=tmp_path / "index")
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
@@ -269,7 +306,7 @@ def test_one_of_several_methods_is_asked_for_by_name(tmp_path):
     made(index_path=tmp_path / "index", factory=whence.ExactIHVPFactory(damping=0.5))
     with pytest.raises(WhenceError, match=r"damping 0\.5") as caught:
         whence.load_index(tmp_path / "index")
-    text = caught.value.fix
+    text = caught.value.fix.removeprefix("It holds ")
     name = next(part.split(":")[0] for part in text.split("; ") if part.endswith("damping 0.001"))
     found = whence.load_index(tmp_path / "index", method=name, progress=False).explain(X_NEW)
     assert np.array_equal(found.values, one.explain([X_NEW]).values)

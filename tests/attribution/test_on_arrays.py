@@ -296,3 +296,22 @@ def test_new_labels_count_where_the_loss_is_asked_about():
     before = values_of(method, head)
     head.new = batches(head.phi_new[:, :D], (NEW_CLASSES + 1) % 3, size=2)
     assert np.abs(values_of(method, head) - before).max() > 0.1 * np.abs(before).max()
+
+
+def test_a_warning_points_at_the_line_that_asked():
+    head = Head(CASES["softmax"])
+    lje = lje_of(head)
+    for call in (
+        lambda: lje.explain(head.new, k=N + 1),
+        lambda: lje.compute_top_k_from_training_dataset(head.train, N + 1),
+    ):
+        with pytest.warns(UserWarning, match="all are returned") as caught:
+            call()
+        assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize("count", [T - 1, T + 1])
+def test_as_many_ids_as_samples(count):
+    head = Head(CASES["softmax"])
+    with pytest.raises(whence.WhenceError, match=f"ids: expected {T} ids"):
+        lje_of(head).explain(head.new, ids=np.arange(count))

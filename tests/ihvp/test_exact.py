@@ -231,8 +231,12 @@ def test_what_counts_is_the_memory_that_is_needed(monkeypatch):
     ExactIHVP(problem.layer(), problem.blocks(), 1e-3)
     for other in ("sigmoids", "softmax"):
         problem = problems.problem(other)
-        with pytest.raises(WhenceError, match="fits into memory"):
+        with pytest.raises(WhenceError, match=r"fits into memory \(0 GiB here\)"):
             ExactIHVP(problem.layer(), problem.blocks(), 1e-3)
+    monkeypatch.setattr(exact, "memory_bytes", lambda: 3 * 2**30)
+    theta = np.broadcast_to(np.zeros(1), (20_000, 1))
+    with pytest.raises(WhenceError, match=r"\(3 GiB here\).*whose factor takes 9 GiB"):
+        ExactIHVP(LinearLayer(theta, SquaredError()), _Untouchable(), 1e-3)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoids", "squared"])

@@ -19,7 +19,7 @@ from whence import (
     WhenceError,
 )
 from whence._arrays import as_numpy
-from whence.ihvp import iterative, operator
+from whence.ihvp import iterative, lissa, operator
 from whence.linear_layer import Block, LinearLayer
 from whence.losses import SoftmaxCrossEntropy, SquaredError
 
@@ -256,6 +256,36 @@ def test_conjugate_gradient_takes_a_step_for_each_eigenvalue(count):
             assert fewer.solve(mixed).iterations == count - 1
 
 
+@pytest.mark.parametrize("factory", [CGDIHVPFactory, LissaIHVPFactory])
+def test_no_more_is_done_than_the_tolerance_asks(factory):
+    layer, blocks, right = hard()
+    loose, strict = (
+        factory(2000, 0.1, tolerance, preconditioner=None).build(layer, blocks).solve(right)
+        if factory is CGDIHVPFactory
+        else factory(2000, 0.1, tolerance).build(layer, blocks).solve(right)
+        for tolerance in (1e-1, 1e-8)
+    )
+    assert loose.converged
+    assert strict.converged
+    assert loose.iterations < strict.iterations
+    assert 1e-4 < loose.relative_residual <= 1e-1
+
+
+def test_the_batches_of_an_epoch_hold_every_row_once():
+    blocks = problems.problem("softmax", weighted=True).blocks(rows=10)
+    batches = lissa._Batches(blocks, 8, seed=0)
+    epochs = [list(batches.epoch()) for _ in range(2)]
+    rows = [[np.concatenate([part.phi for part in batch]) for batch in epoch] for epoch in epochs]
+    assert [len(batch) for batch in rows[0]] == [8, 8, 8, 8, 5]
+    assert [batch.n_samples for batch in epochs[0]] == [8, 8, 8, 8, 5]
+    for epoch in rows:
+        every = np.concatenate(epoch)
+        np.testing.assert_array_equal(np.sort(every, axis=0), np.sort(blocks.whole.phi, axis=0))
+    assert not np.array_equal(rows[0][0], rows[1][0])
+    singles = list(lissa._Batches(blocks, 1, seed=0).epoch())
+    assert [len(part.phi) for batch in singles for part in batch] == [1] * problems.N
+
+
 def test_lissa_s_scale_is_just_above_the_largest_eigenvalue():
     problem, layer, blocks, _ = case("softmax")
     ihvp = LissaIHVPFactory(damping=1e-1, preconditioner=None).build(layer, blocks)
@@ -271,6 +301,8 @@ def test_batches_of_right_hand_sides(solver, monkeypatch, capsys):
     block = problem.block()
     r = layer.residuals(block)
     whole = ihvp.self_products(block.phi, r)
+    ihvp.solve(problem.matrices())
+    assert not capsys.readouterr().err  # one batch has no bar
     monkeypatch.setattr(iterative, "VECTOR_BYTES", 10 * 8 * 8 * layer.n_features * layer.n_outputs)
     assert ihvp._n_at_once() == 10
     assert "it/s" not in capsys.readouterr().err
@@ -434,8 +466,9 @@ def test_no_damping_and_a_singular_hessian(solver, loss):
     if loss != "softmax":  # whose Hessian is singular whatever the features
         block = block._replace(phi=np.concatenate([block.phi[:, :-1], block.phi[:, :1]], axis=1))
     blocks = problems.Blocks(block, 10)
-    with pytest.raises(NotPositiveDefiniteError, match=r"smallest eigenvalue of .*Pass damping > 0"):
+    with pytest.raises(NotPositiveDefiniteError, match=r"smallest eigenvalue of .*Pass damping > 0") as e:
         EVERY[solver](0).build(layer, blocks)
+    assert abs(e.value.smallest_eigenvalue) < 1e-10
 
 
 @pytest.mark.parametrize("solver", [name for name in EVERY if name != "exact"])

@@ -97,6 +97,27 @@ def test_too_many_samples_for_the_memory(monkeypatch):
         WoodburyIHVPFactory().build(layer, blocks)
 
 
+@pytest.mark.parametrize("name", ["Welsch", "Welsch, one output"])
+def test_a_loss_that_is_not_convex_is_refused(name):
+    problem = problems.problem(name)
+    assert -1 < np.linalg.eigvalsh(problem.dense().curvatures).min() < 0
+    with pytest.raises(NotPositiveDefiniteError, match="gauss_newton") as e:
+        WoodburyIHVPFactory(1e-2).build(problem.layer(), problem.blocks())
+    assert e.value.smallest_eigenvalue < -1e-3
+    WoodburyIHVPFactory(1e-2, curvature="gauss_newton").build(problem.layer(), problem.blocks())
+
+
+def test_the_residual_is_measured():
+    blocks = Wide(3, False)
+    layer = LinearLayer(blocks.theta, SoftmaxCrossEntropy(), has_bias=True)
+    ihvp = WoodburyIHVPFactory(1e-2).build(layer, blocks)
+    right = np.ones((1, 91, 3))
+    solution = ihvp.solve(right)
+    gap = np.linalg.norm(ihvp.product(solution.value) - right) / np.linalg.norm(right)
+    assert 0 < solution.relative_residual == pytest.approx(gap, rel=0.5)
+    assert WoodburyIHVPFactory(1e-2).build(layer, blocks).solve(0 * right).relative_residual == 0
+
+
 def test_nothing_to_solve():
     blocks = Wide(1, True)
     layer = LinearLayer(blocks.theta, BinaryCrossEntropy(), has_bias=True)

@@ -40,6 +40,8 @@ class Fault:
     source: str | None
     tests: Sequence[Any]
     seconds: float = 30.0
+    #: Further tests, for a second try.
+    more: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ class Attribution(Answers):
         or positions.
     progress : bool, optional
         ``None`` shows progress bars on a terminal, ``True`` always, ``False`` never.
-    index_path, feature_dtype, engine : optional
-        Where and how what is stored of the training set is kept, and where it is worked on; see
-        :class:`~whence.RepresenterPointLJE`.
+    index_path, feature_dtype, engine, on_error : optional
+        Where and how what is stored of the training set is kept, where it is worked on, and what becomes of
+        samples that cannot be read; see :class:`~whence.RepresenterPointLJE`.
     """
 
     # ------------------------------------------------------------------------ the contract

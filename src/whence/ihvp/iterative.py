@@ -209,7 +209,7 @@ class IterativeIHVP(InverseHessianVectorProduct):
             better = after < before
             gains = np.max(np.where(better, after, before) / before)
             value = _put(value, todo, better, proposed)
-            residual = _put(right if residual is right else residual, todo, better, left)
+            residual = _put(residual, todo, better, left)
             relative[as_numpy(todo)[better]] = after[better]
             if (after > tolerance).any() and (not better.all() or (run.reached and gains > 0.5)):
                 if not better.all() and self._slow_down():
