@@ -165,6 +165,19 @@ def test_leave_one_out_measures_what_it_says(head):
         assert_close(row["predicted"], values[t, i], FLOAT64)
 
 
+def test_the_change_of_a_squared_error_is_predicted_exactly():
+    head = at_minimum(CASES["squared error"])
+    method = influence(head, leverage=True)
+    retraining = evaluation.LayerRetraining(method, head.new, gradient_norm=1e-13)
+    frames = {
+        change: evaluation.leave_one_out(method, head.new, change=change, retraining=retraining)
+        for change in ("linear", "finite")
+    }
+    gaps = {change: (f["predicted"] - f["actual"]).abs().max() for change, f in frames.items()}
+    assert gaps["finite"] < 1e-8
+    assert gaps["linear"] > 1e-3
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_influence_predicts_leaving_out(n_jobs):
     """A ridge head, where one Newton step is exact, and the values of LJE say the same."""
@@ -279,6 +292,13 @@ def test_stability():
         (lambda h, m: evaluation.flip_labels([0, 0], 0.5), "n_classes"),
         (lambda h, m: evaluation.leave_one_out(m, h.new, rows=[N]), "rows"),
         (lambda h, m: evaluation.leave_one_out(m, h.new, rows=[0.5]), "rows"),
+        (lambda h, m: evaluation.leave_one_out(m, h.new, change="exact"), "change"),
+        (
+            lambda h, m: evaluation.leave_one_out(
+                whence.FeatureSimilarity(h.model, h.train), h.new, change="finite"
+            ),
+            "change",
+        ),
         (lambda h, m: evaluation.leave_one_out(m, h.new, rows=[0], n_jobs=0), "n_jobs"),
         (lambda h, m: evaluation.linear_datamodeling_score(m, h.new, share=1.0), "share"),
         (lambda h, m: evaluation.linear_datamodeling_score(m, h.new, n_subsets=1), "n_subsets"),
@@ -336,3 +356,63 @@ def test_influence_predicts_retraining_without_every_sample(name):
     assert result["spearman"].min() >= 0.99
     # To first order the few samples of high leverage fall short, which Pearson's correlation sees.
     assert result["pearson"].mean() >= (0.98 if is_logistic else 0.99)
+
+
+@pytest.mark.parametrize("head", [pytest.param("logistic", marks=pytest.mark.slow), "ridge"])
+def test_what_is_predicted_of_training_a_whole_estimator_without_each_sample(head):
+    """scikit-learn trains its own model again without each of 569 samples."""
+    from sklearn import datasets
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.preprocessing import scale
+
+    x, y = datasets.load_breast_cancer(return_X_y=True)
+    x, n_samples = scale(x), len(y)
+    signs = np.where(y[:10] == 1, 1.0, -1.0)
+    if head == "ridge":
+        y = y.astype(float)
+        estimator = Ridge(alpha=0.005 * n_samples)
+        asked = {"pre_activation": lambda m: m.predict(x[:10])}
+        asked["loss"] = lambda m: -((m.predict(x[:10]) - y[:10]) ** 2)
+    else:
+        estimator = LogisticRegression(C=100 / n_samples, solver="newton-cholesky", tol=1e-12, max_iter=99)
+        asked = {"pre_activation": lambda m: m.decision_function(x[:10]) * signs}
+        asked["loss"] = lambda m: -np.log1p(np.exp(-signs * m.decision_function(x[:10])))
+    model = whence.InfluenceModel(estimator.fit(x, y))
+    train, new, factory = (x, y), (x[:10], y[:10]), whence.ExactIHVPFactory(0)
+    everything = evaluation.EstimatorRetraining(
+        estimator, x, y, lambda m: [ask(m) for ask in asked.values()]
+    )
+    without = np.stack([everything([row]).reshape(2, -1) for row in range(n_samples)])
+    actual = dict(zip(asked, everything.full.reshape(2, 10, 1) - without.transpose(1, 2, 0), strict=True))
+
+    def predicts(values, effect_on, bound):
+        """Pearson's and Spearman's correlation, the mean over followed samples."""
+        frame = pandas.DataFrame(
+            {
+                "sample": np.repeat(np.arange(10), n_samples),
+                "predicted": values.ravel(),
+                "actual": actual[effect_on].ravel(),
+            }
+        )
+        pearson, spearman = evaluation.agreement(frame)[["pearson", "spearman"]].mean()
+        assert pearson >= bound
+        assert spearman >= 0.99
+
+    def made(effect_on, leverage):
+        options = {"effect_on": effect_on, "leverage": leverage, "label": "given", "progress": False}
+        return whence.InfluenceFunctions(model, train, factory, **options)
+
+    # To first order the few samples of high leverage fall short of the minimum of a logistic loss, which
+    # Pearson's correlation sees.
+    bound = 0.97 if head == "logistic" else 0.99
+    predicts(made("pre_activation", False).influences(new), "pre_activation", bound)
+    predicts(made("loss", False).loss_changes(new), "loss", bound)
+    lje = whence.RepresenterPointLJE(model, train, factory, label="given", progress=False)
+    predicts(lje.influences(new), "pre_activation", bound)
+    on_outputs = made("pre_activation", True).influences(new)
+    on_losses = made("loss", True).loss_changes(new)
+    predicts(on_outputs, "pre_activation", 0.99)
+    predicts(on_losses, "loss", 0.99)
+    if head == "ridge":
+        assert np.abs(on_outputs - actual["pre_activation"]).max() < 1e-8
+        assert np.abs(on_losses - actual["loss"]).max() < 1e-8

@@ -101,6 +101,40 @@ def test_leverage_is_exact_for_squared_error():
         assert_close(values[:, i], (head.phi_new @ (theta - without))[:, 1], SOLVE)
 
 
+def test_changes_of_the_loss_are_those_at_the_changed_pre_activations(head):
+    """Of every sample, against the loss at weights that are moved one by one."""
+    new, theta = head.dense_new, head.dense.theta
+    expected = [
+        [new.loss(p @ (theta + move / N), y) - new.loss(p @ theta, y) for move in solved(head)]
+        for p, y in zip(new.phi, new.target, strict=True)
+    ]
+    assert_close(made(head).loss_changes(head.new), expected, SOLVE)
+
+
+def test_changes_of_the_loss_are_exact_for_squared_error():
+    head = Head(CASES["squared error"])
+    head.set_weights(head.dense.refit())
+    method = made(head, leverage=True)
+    found = method.loss_changes(head.new)
+    theta, new = method.layer.theta, head.dense_new
+    pairs = list(zip(new.phi, new.target, strict=True))
+    for i in range(N):
+        weight = head.dense.weight.copy()
+        weight[i] = 0
+        parts = head.phi, head.case.labels, head.case.plain, weight, head.damping
+        without = reference.Dense(theta, *parts).refit()
+        rise = [new.loss(p @ without, y) - new.loss(p @ theta, y) for p, y in pairs]
+        assert np.abs(found[:, i] - rise).max() < 1e-8
+    # The slope alone is not.
+    assert np.abs(found - method.influences(head.new)).max() > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"effect_on": "pre_activation"}, {"normalisation": "loss"}], ids=str)
+def test_changes_of_the_loss_need_the_loss(head, options):
+    with pytest.raises(whence.WhenceError, match="effect_on and normalisation"):
+        made(head, **options).loss_changes(head.new)
+
+
 def test_without_leverage_leaves_out_to_first_order(head):
     method = made(head)
     (shard,) = method.index.shards

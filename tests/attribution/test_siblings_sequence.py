@@ -69,6 +69,26 @@ def test_gradients_sum_over_positions(problem, inverse):
     assert sorted(method.suspects(train, None).ids) == list(range(N))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_changes_of_the_loss_are_means_over_positions(problem, weighted):
+    model, train, (new, y_new), dense, dense_new = problem
+    weight = np.ones((T, L))
+    if weighted:
+        weight = np.random.default_rng(0).uniform(0.1, 2, (T, L))
+        weight[1, 2] = 0
+    share = weight / weight.sum(axis=1, keepdims=True)
+    method = whence.InfluenceFunctions(model, train, whence.ExactIHVPFactory(DAMPING), progress=False)
+    found = method.loss_changes((new, y_new, weight) if weighted else (new, y_new))
+    moves = [dense.solve(g) / N for g in means(dense.gradients, N)]
+    rows = list(zip(dense_new.phi, dense_new.target, strict=True))
+
+    def losses(theta):
+        return (np.reshape([dense.loss(p @ theta, y) for p, y in rows], (T, L)) * share).sum(axis=1)
+
+    expected = [losses(dense.theta + move) - losses(dense.theta) for move in moves]
+    assert_close(found, np.stack(expected, axis=1), SOLVE)
+
+
 def test_cosines_of_whole_samples(problem):
     model, train, (new, y_new), dense, dense_new = problem
     method = whence.GradientCosine(model, train, progress=False)

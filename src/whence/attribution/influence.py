@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, check_seed, like, row_slices
+from whence._arrays import Array, as_numpy, check_finite, check_seed, like, row_slices
 from whence._errors import WhenceError
-from whence.attribution.gradient import Gradients
+from whence.attribution.base import all_scores
+from whence.attribution.gradient import Gradients, LossQuestion
 from whence.attribution.leverage import leave_one_out_residuals
 from whence.attribution.solver import build_solver, check_factory
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.linear_layer import Block
 from whence.models.base import InfluenceModel
+from whence.search import Queries
 
 __all__ = ["InfluenceFunctions"]
 
@@ -134,6 +136,91 @@ class InfluenceFunctions(Gradients):
             seed,
         )
         self._store_coefficients()
+
+    def loss_changes(
+        self, samples: Any, *, positions: Any = None, progress: bool | None = None
+    ) -> np.ndarray:
+        """Return how far the loss of each sample rises without each training sample, curvature included.
+
+        :meth:`influences` multiplies the change of the pre-activations with the slope of the loss. Here
+        the loss is taken at the changed pre-activations, all ``C`` of them::
+
+            ell_t(u_t + du) - ell_t(u_t),    du = (1/N) (H^{-1} g_i)^T phi_t
+
+        which is further from zero on the side of a rise, as losses are convex. With ``leverage=True``
+        it is exact for squared error. It is no inner product, so that values of single samples do not
+        add up to those of groups, and there is no search by it: ``C`` solves and ``N C`` numbers for each
+        sample.
+
+        Parameters
+        ----------
+        samples : dataset
+            With labels.
+        positions, progress : optional
+            As for :meth:`explain`.
+
+        Returns
+        -------
+        array of shape (T, N), float64
+            In the unit and with the sign of :meth:`influences`: positive speaks for the label.
+
+        Raises
+        ------
+        WhenceError
+            Unless the method asks about the loss, and without normalisation.
+
+        Examples
+        --------
+        The mean of 0 and 3 is 1.5. Without the 0 it is 3, and the squared error of a 1 rises from 0.25
+        to 4; without the 3 it is 0, and the error rises to 1. The slopes say 1.5 and -1.5:
+
+        >>> from sklearn.linear_model import LinearRegression
+        >>> import whence
+        >>> x, y = np.ones((2, 1)), np.asarray([0.0, 3.0])
+        >>> model = whence.InfluenceModel(LinearRegression(fit_intercept=False).fit(x, y))
+        >>> method = InfluenceFunctions(model, (x, y), whence.ExactIHVPFactory(0), leverage=True)
+        >>> sample = np.ones((1, 1)), np.asarray([1.0])
+        >>> method.loss_changes(sample).round(9), method.influences(sample).round(9)
+        (array([[3.75, 0.75]]), array([[ 1.5, -1.5]]))
+        """
+        if not self.asks_about_loss or self.normalisation is not None:
+            raise WhenceError(
+                "effect_on and normalisation",
+                "'loss' and None, to predict how far losses rise",
+                f"{self.effect_on!r} and {self.normalisation!r}",
+                "Make the method with these.",
+            )
+        parts = []
+        for question, _ in self.questions(samples, positions=positions, progress=progress):
+            assert isinstance(question, LossQuestion)  # as the method asks about the loss
+            parts += [self._loss_changes(question, row) for row in range(len(question.phi))]
+        return np.stack(parts)
+
+    def _loss_changes(self, question: LossQuestion, row: int) -> np.ndarray:
+        """Return the changes of the loss of one sample, shape ``(N,)``."""
+        n_outputs, n_samples = self.layer.n_outputs, self.index.n_samples
+        phi = np.asarray(as_numpy(question.phi[row]), dtype=np.float64)
+        places = phi.reshape(-1, phi.shape[-1])  # one, or those along a sequence
+        directions = np.einsum("ld,jc->ljdc", places, np.eye(n_outputs)).reshape(
+            -1, phi.shape[-1], n_outputs
+        )
+        solved = self._solve(directions) / n_samples
+        moved = all_scores(Queries(solved, np.zeros(len(solved))), self.index).astype(np.float64)
+        shape = n_samples, *phi.shape[:-1], n_outputs
+        own = phi @ np.asarray(as_numpy(self.layer.theta), dtype=np.float64)
+        before, after = own[None, ...], own + moved.T.reshape(shape)
+        check_finite(after, "influences", "every answer", "Scale features and sample weights down.")
+
+        def losses(u: np.ndarray) -> np.ndarray:
+            target = np.repeat(as_numpy(question.target)[row][None, ...], len(u), axis=0)
+            weight = None
+            if phi.ndim == 2 and question.weight is not None:
+                weight = np.repeat(question.weight[row][None, :], len(u), axis=0)
+            block = Block(u, target, weight)
+            rows = block.rows()
+            return as_numpy(block.mean_over_positions(self.layer.loss.value(rows.phi, rows.target)))
+
+        return losses(after) - losses(before)
 
     def _about(self) -> dict[str, Any]:
         return super()._about() | {

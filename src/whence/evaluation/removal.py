@@ -12,7 +12,7 @@ import scipy.stats
 
 from whence._arrays import check_number, check_seed, import_extra
 from whence._errors import WhenceError
-from whence.attribution import Attribution
+from whence.attribution import Attribution, InfluenceFunctions
 from whence.evaluation.parallel import parallel_map
 from whence.evaluation.retraining import LayerRetraining
 
@@ -31,6 +31,7 @@ def leave_one_out(
     *,
     rows: Any = None,
     outputs: Any = None,
+    change: str = "linear",
     retraining: Any = None,
     n_jobs: int = 1,
     progress: bool | None = None,
@@ -46,6 +47,10 @@ def leave_one_out(
         Which training samples to leave out, by position; all by default.
     outputs : optional
         As for ``explain``.
+    change : {"linear", "finite"}, default="linear"
+        How the change of a loss is predicted: by influences, which follow its slope, or by
+        :meth:`InfluenceFunctions.loss_changes <whence.InfluenceFunctions.loss_changes>`, which take it at
+        the changed pre-activations.
     retraining : callable, optional
         ``retraining(removed)`` returns what is asked ``(T,)`` after training without some rows, and
         ``retraining.full`` with all. By default a :class:`LayerRetraining` of the method; pass an
@@ -58,14 +63,27 @@ def leave_one_out(
     pandas.DataFrame
         One row for each training sample and followed sample: ``training_id``, ``sample``, ``predicted``
         and ``actual``. ``actual`` is how far what is asked falls without the training sample: the
-        pre-activation, or minus the loss. ``predicted`` is the influence, which says the same in the same
-        unit; local Jacobian expansion adds the same number to all influences on one sample.
+        pre-activation, or minus the loss. ``predicted`` says the same in the same unit; local Jacobian
+        expansion adds the same number to all influences on one sample.
         See :func:`agreement`.
     """
     pandas = import_extra("pandas", "report")
     chosen = _rows_of(method, rows)
+    if change not in ("linear", "finite"):
+        raise WhenceError("change", "'linear' or 'finite'", repr(change), "Choose one.")
+    if change == "finite" and not isinstance(method, InfluenceFunctions):
+        raise WhenceError(
+            "change",
+            "'linear' for all but InfluenceFunctions",
+            f"'finite' for {method.method}",
+            "Leave it out.",
+        )
     retraining = LayerRetraining(method, samples, outputs=outputs) if retraining is None else retraining
-    predicted = method.influences(samples, outputs=outputs, progress=progress)[:, chosen]
+    if change == "finite" and isinstance(method, InfluenceFunctions):
+        values = method.loss_changes(samples, progress=progress)
+    else:
+        values = method.influences(samples, outputs=outputs, progress=progress)
+    predicted = values[:, chosen]
     left = [np.asarray([row]) for row in chosen]
     fits = parallel_map(retraining, left, n_jobs, "leaving one out", progress)
     actual = retraining.full[:, None] - np.stack(fits, axis=1)
