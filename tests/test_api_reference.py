@@ -113,5 +113,14 @@ def test_defaults_are_the_documented_ones():
     assert not differing
 
 
+def test_what_the_library_adds_is_given_by_name():
+    for name, kind in public():
+        if inspect.isclass(kind) and issubclass(kind, whence.Attribution):
+            parameters = inspect.signature(kind).parameters
+            assert parameters["influence_model"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD, name
+            for option in {"label", "ids", "progress", "seed", "engine"} & set(parameters):
+                assert parameters[option].kind is inspect.Parameter.KEYWORD_ONLY, (name, option)
+
+
 def _written(default):
     return f'"{default}"' if isinstance(default, str) else repr(default)

@@ -43,7 +43,7 @@ from whence.suspects import Suspects
 if TYPE_CHECKING:
     from whence.label_errors import LabelErrors
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "CACHE",

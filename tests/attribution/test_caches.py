@@ -219,15 +219,11 @@ def test_vectors_on_disk_are_read_from_there(tmp_path):
 
 
 def test_values_are_saved_where_others_were(tmp_path):
-    method = made()
+    method, folder = made(), tmp_path / "new" / "values"
     for n_batches in (1, 2):
         tested = TESTED[:n_batches]
-        list(
-            method.estimate_influence_values_in_batches(
-                tested, TRAIN, save_influence_value_path=tmp_path / "values"
-            )
-        )
-        kept = np.load(tmp_path / "values" / "values.npy")
+        list(method.estimate_influence_values_in_batches(tested, TRAIN, save_influence_value_path=folder))
+        kept = np.load(folder / "values.npy")
         np.testing.assert_array_equal(kept, method.influences(tested))
 
 

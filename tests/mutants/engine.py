@@ -149,7 +149,7 @@ def run_items(items: Sequence[Any], each: Callable[[Any], None] | None = None) -
     """Run collected tests one after another; return the first that fails."""
     from _pytest.runner import runtestprotocol
 
-    for item, following in zip(items, [*items[1:], None], strict=True):
+    for item, following in zip(items, [*items[1:], None], strict=False):
         if each is not None:
             each(item)
         reports = runtestprotocol(item, log=False, nextitem=following)

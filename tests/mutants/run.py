@@ -498,6 +498,63 @@ MUTANTS = [
         "",
         (f"{SEARCH}test_scores",),
     ),
+    # ---- what first survived of faults drawn at random
+    Mutant(
+        "a warning points elsewhere",
+        "attribution/base.py",
+        "stacklevel=3,  # the line that called the method",
+        "stacklevel=4,  # the line that called the method",
+        (f"{ARRAYS}test_a_warning_points",),
+    ),
+    Mutant(
+        "too many ids are taken",
+        "attribution/answers.py",
+        "if names.shape != (n_explained,):",
+        "if names.shape < (n_explained,):",
+        (f"{ARRAYS}test_as_many_ids",),
+    ),
+    Mutant(
+        "one batch has a bar",
+        "ihvp/iterative.py",
+        '"solving", n_batches, show)',
+        '"solving", n_batches, True)',
+        (f"{SOLVERS}test_batches_of_right_hand_sides",),
+    ),
+    Mutant(
+        "a default is another than documented",
+        "attribution/l2.py",
+        "target_layer: int | str = -1,",
+        "target_layer: int | str = 0,",
+        ("tests/test_api_reference.py::test_defaults",),
+    ),
+    Mutant(
+        "an epoch has no batches",
+        "ihvp/lissa.py",
+        "for start in range(0, n_rows, batch_rows):",
+        "for start in []:",
+        (f"{SOLVERS}test_the_batches_of_an_epoch",),
+    ),
+    Mutant(
+        "Woodbury's residual is not measured",
+        "ihvp/woodbury.py",
+        "relative_residual=self._relative_residual or 0.0)",
+        "relative_residual=0.0)",
+        (f"{WOODBURY}test_the_residual_is_measured",),
+    ),
+    Mutant(
+        "Woodbury lets negative curvature pass",
+        "ihvp/woodbury.py",
+        "if smallest < -1e-5 * max(",
+        "if smallest < -1e-5 // max(",
+        (f"{WOODBURY}test_a_loss_that_is_not_convex",),
+    ),
+    Mutant(
+        "a second method does not wait for the lock",
+        "index/methods.py",
+        "with Lock(index_folder, wait=True):",
+        "with Lock(index_folder, wait=False):",
+        ("tests/attribution/test_caches.py::test_a_method_waits",),
+    ),
 ]
 
 
