@@ -20,9 +20,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"  # before NumPy is imported: forks must not inherit threads
-
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "whence"
 
@@ -236,6 +233,8 @@ class _InsteadOfRunning:
 
 def with_tests(files: Sequence[str], work: Callable[[list[Any]], int], *options: str) -> int:
     """Collect the tests of some files, and hand them to ``work``; return what it returns."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"  # before NumPy is imported: forks must not inherit threads
     import pytest
 
     sys.path.insert(0, str(SOURCE.parent))

@@ -67,8 +67,8 @@ MUTANTS = [
     Mutant(
         "the mean gradient is the sum",
         "linear_layer.py",
-        "        return total / blocks.n_samples\n",
-        "        return total\n",
+        'return total(blocks, of_part, "mean gradient") / blocks.n_samples',
+        'return total(blocks, of_part, "mean gradient")',
         DERIVATIVES,
     ),
     Mutant(
@@ -86,17 +86,17 @@ MUTANTS = [
         VALUES,
     ),
     Mutant(
-        "the last block's size stands for N in the Hessian product",
+        "a block's size stands for N in the Hessian product",
         "linear_layer.py",
         "        product /= blocks.n_samples\n",
-        "        product /= block.phi.shape[0]\n",
+        "        product /= next(iter(blocks)).phi.shape[0]\n",
         DERIVATIVES,
     ),
     Mutant(
         "a block's size stands for N in the Hessian of softmax",
         "linear_layer.py",
-        "total = rank_k_update(total, scaled, -1.0 / blocks.n_samples)",
-        "total = rank_k_update(total, scaled, -1.0 / block.phi.shape[0])",
+        "scale = 1.0 / blocks.n_samples\n        matrix, n_to_fill",
+        "scale = 1.0 / next(iter(blocks)).phi.shape[0]\n        matrix, n_to_fill",
         DERIVATIVES,
     ),
     Mutant(
