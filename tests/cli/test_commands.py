@@ -349,7 +349,7 @@ def test_what_a_person_sees(index, files, whence_, monkeypatch):
     assert shown.out.count("training sample  labelled") == T
     assert "new4: predicted " in shown.out
     ranked = whence_("suspects", index, "--k", 4)
-    assert ranked.out.startswith("The 4 of 60 labels to look at first, by leave-one-out:")
+    assert ranked.out.startswith("The 4 of 60 labels to look at first, by ridge:")
     assert "model says" in ranked.out
 
 
