@@ -274,8 +274,8 @@ def test_core(package: Package, pythons: dict[str, str], scratch: Path, lean: bo
         check(own <= OWN_SHARE * (total - own), "whence itself takes too long to import")
         done = subprocess.run([env.bin / "whence", "--version"], capture_output=True, text=True, cwd=empty)
         check(done.returncode == 1 and "pip install 'whence[cli]'" in done.stderr, f"whence: {done.stderr}")
-        if lean and version == PYTHONS[0]:
-            continue  # .ci/run has tested on this one, with more
+        if lean and version != PYTHONS[-1]:
+            continue  # .ci/run has tested on the first; what both pass is not tried on those between
         env.install(*TOOLS)
         say("    " + env.test(package.source, *CORE_TESTS))
 

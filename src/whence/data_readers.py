@@ -188,8 +188,8 @@ class Sharded:
                 fix = "Leave it out to have them counted."
                 raise WhenceError("counts", f"{n_shards} positive integers", repr(counts), fix)
         self.load = load
-        self.n_shards = int(n_shards)
-        self.counts = None if counts is None else [int(count) for count in counts]
+        self.n_shards: int = int(n_shards)
+        self.counts: list[int] | None = None if counts is None else [int(count) for count in counts]
 
     def __iter__(self) -> Iterator[Any]:
         for number in range(self.n_shards):

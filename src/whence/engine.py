@@ -189,7 +189,7 @@ class Threads(Engine):
     def __init__(self, n_threads: int | None = None) -> None:
         if n_threads is not None:
             check_number(n_threads, "n_threads", minimum=1, integer=True)
-        self.n_threads = int(n_threads or os.cpu_count() or 1)
+        self.n_threads: int = int(n_threads or os.cpu_count() or 1)
 
     def map(self, function: Callable[[Any], Any], parts: Iterable[Any], **options: Any) -> Iterator[Any]:
         pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="whence")

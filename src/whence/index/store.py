@@ -195,10 +195,10 @@ class StoredShard(Shard):
         refuse_damage(self._folder, wrong)
         return array
 
-    features = cached_property(lambda self: self._array("features"))
-    target = cached_property(lambda self: self._array("target"))
-    weight = cached_property(lambda self: self._array("weight"))
-    fingerprint = cached_property(lambda self: self._array("fingerprint"))
+    features: Any = cached_property(lambda self: self._array("features"))
+    target: Any = cached_property(lambda self: self._array("target"))
+    weight: Any = cached_property(lambda self: self._array("weight"))
+    fingerprint: Any = cached_property(lambda self: self._array("fingerprint"))
 
     @cached_property
     def coefficients(self) -> Any:  # type: ignore[override]
@@ -237,13 +237,13 @@ class StoredIndex(Index):
         progress: bool | None = False,
     ) -> None:
         super().__init__()
-        self.engine = as_engine(engine)
+        self.engine: Engine = as_engine(engine)
         self.progress = progress
         self.folder: Path = as_path(path).absolute()
         self.manifest: dict[str, Any] = _manifest_of(self.folder)
-        self.identity = self.manifest["identity"]
+        self.identity: dict[str, Any] = self.manifest["identity"]
         self.method: StoredMethod | None = None
-        self.shards = StoredShards(self.folder, self.manifest["shards"])
+        self.shards: Sequence[Shard] = StoredShards(self.folder, self.manifest["shards"])
         widths = {record["n_features"] for record in self.manifest["shards"]}
         if widths != {self.manifest["n_features"]} or self.n_samples != self.manifest["n_samples"]:
             refuse_damage(self.folder, f"shards of {self.n_samples} samples in all, {widths} features wide")

@@ -98,7 +98,7 @@ class InfluenceModel:
     ) -> None:
         self.model = model
         #: What it takes to wrap the model again, in another process.
-        self.arguments = (start_layer, loss_function, options)
+        self.arguments: tuple[int | str, Any, dict[str, Any]] = (start_layer, loss_function, options)
         self._open(adapter_for(model, start_layer, loss_function, options))
 
     def at_layer(self, target_layer: int | str) -> InfluenceModel:
