@@ -13,6 +13,23 @@ pytest.register_assert_rewrite("conformance")  # tests that other files subclass
 REQUIRE_ALL = os.environ.get("WHENCE_REQUIRE_ALL") == "1"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Run the whole suite on all processors, unless ``-n`` or ``--pdb`` says otherwise; some files here."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if whole and not is_worker and not config.option.usepdb and _not_said(config, "numprocesses"):
+        config.option.numprocesses = os.cpu_count() or 1
+        config.option.dist = "worksteal"
+        # Each has its processor; more threads of BLAS than that wait for each other.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _not_said(config, option):
+    return getattr(config.option, option, 0) is None
+
+
 def _refuse_skip(report):
     if REQUIRE_ALL and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
