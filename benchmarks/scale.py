@@ -108,7 +108,7 @@ def build(n_samples: int, folder: Path) -> dict:
     building += seconds(writer.finish)
     index = StoredIndex(path, verify=False)
     scanning = seconds(lambda: [shard.features.sum() for shard in index.shards])
-    description = describe_layer(layer, "dense")
+    description = describe_layer(layer, "dense", "features")
     assert description is not None
     model = StoredModel(index, description, theta)
     whence.RepresenterPointLJE(
