@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-__all__ = ["is_table", "join_tables", "row_names", "table_bytes", "table_rows"]
+__all__ = ["is_table", "join_tables", "plain_id", "row_names", "table_bytes", "table_rows"]
 
 
 def is_table(leaf: Any) -> bool:
@@ -78,3 +78,8 @@ def row_names(dataset: Any) -> np.ndarray | None:
     if type(inputs).__module__.split(".")[0] != "pandas" or not hasattr(inputs, "index"):
         return None
     return np.asarray(inputs.index)
+
+
+def plain_id(sample_id: Any) -> Any:
+    """Return an id as the user would write it, to look it up."""
+    return getattr(sample_id, "tolist", lambda: sample_id)()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence._errors import WhenceError, described
-from whence.report.labels import label_text, plain_id
+from whence._tables import plain_id
+from whence.report.labels import label_text
 from whence.report.page import Card, Contribution, Fact, Page, Section, Side, Table, number
 from whence.report.pictures import Gallery
 from whence.report.suspects import suspects_table

@@ -10,7 +10,7 @@ import numpy as np
 from whence._errors import WhenceError, described
 from whence.report.page import number
 
-__all__ = ["SCORE_NAMES", "label_text", "plain_id"]
+__all__ = ["SCORE_NAMES", "label_text"]
 
 SCORE_NAMES = {
     "ridge": "ridge score",
@@ -52,8 +52,3 @@ def label_text(label: Any, class_names: Sequence[str] | None) -> str:
             "class_names", "a name for every class", f"{len(class_names)} names and class {label}"
         )
     return str(class_names[int(label)])
-
-
-def plain_id(sample_id: Any) -> Any:
-    """Return an id as the user would write it, to look it up."""
-    return getattr(sample_id, "tolist", lambda: sample_id)()

@@ -12,6 +12,7 @@ import numpy as np
 
 from whence._arrays import as_numpy, import_extra
 from whence._errors import WhenceError, described
+from whence._tables import plain_id
 
 __all__ = ["Gallery", "Picture", "picture_of", "to_pixels"]
 
@@ -88,7 +89,7 @@ class Gallery:
         """
         if self._samples is None:
             return None
-        name = getattr(sample_id, "tolist", lambda: sample_id)()
+        name = plain_id(sample_id)
         made = self._made.get((name, "any")) or self._made.get((name, size))
         if made is None:
             made = picture_of(self._sample(sample_id), alt, self._argument, SIDES[size])
@@ -106,7 +107,7 @@ class Gallery:
         return to_pixels(as_numpy(sample), self._argument)
 
     def _sample(self, sample_id: Any) -> Any:
-        name = getattr(sample_id, "tolist", lambda: sample_id)()
+        name = plain_id(sample_id)
         is_position = isinstance(name, int) and name >= 0
         try:
             if not isinstance(self._samples, Mapping) and not is_position:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from whence._tables import plain_id
 from whence.report.export import Export
-from whence.report.labels import SCORE_NAMES, label_text, plain_id
+from whence.report.labels import SCORE_NAMES, label_text
 from whence.report.page import Cell, Column, Table, number
 from whence.report.pictures import Gallery, Picture, picture_of
 from whence.report.tables import Rows, is_tabular

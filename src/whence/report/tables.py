@@ -18,7 +18,7 @@ import scipy.sparse
 
 from whence._arrays import as_numpy, check_number, import_extra
 from whence._errors import WhenceError
-from whence._tables import is_table
+from whence._tables import is_table, plain_id
 from whence.report.page import Cell, Column, Table, number
 
 if TYPE_CHECKING:  # explanations know how to show themselves: at run time this module knows nothing of them
@@ -118,7 +118,7 @@ class Rows:
         WhenceError
             If there is no row of that id.
         """
-        name = getattr(sample_id, "tolist", lambda: sample_id)()
+        name = plain_id(sample_id)
         if _is_map(self._samples):
             if name in self._samples:
                 return self._listed(self._samples[name])
