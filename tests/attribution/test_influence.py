@@ -70,6 +70,14 @@ def test_relative_influence(head, effect_on):
         assert_close(self_values_of(method, head), plain / divisor, SOLVE)
 
 
+@pytest.mark.parametrize("options", [{"leverage": True}, {"normalisation": "loss"}, {}], ids=str)
+def test_threads_give_the_same(options):
+    """They work on copies of the method, which hold a solver where coefficients need one."""
+    head = Head(CASES["softmax"])
+    here, beside = (values_of(made(head, engine=engine, **options), head) for engine in (None, 2))
+    assert np.array_equal(here, beside)
+
+
 @pytest.mark.parametrize("effect_on", ["loss", "pre_activation"])
 def test_leverage_is_a_newton_step_without_the_sample(head, effect_on):
     """``(H - K_i (x) phi_i phi_i^T / N)^{-1} g_i``, with the matrix written out for each sample."""

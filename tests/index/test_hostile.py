@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import whence
 from whence import WhenceError
 from whence.index.files import Lock, open_array, write_json
+from whence.index.records import SHARD, difference
 
 linear_model = pytest.importorskip("sklearn.linear_model")
 
@@ -337,3 +338,14 @@ def test_any_header_is_an_array_or_refused(made, header, rest):
     file.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + rest)
     with contextlib.suppress(WhenceError):
         assert not open_array(file, {}).dtype.hasobject
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((N,), "<U3"), ((), "float32"), ((N,), "datetime64[s]")])
+def test_targets_of_another_kind_are_refused(shape, dtype, folder):
+    stamped(folder, "target-00000.npy", npy(np.zeros(shape, dtype)))
+    refused(lambda: whence.load_index(folder), f"target of {N} samples of shape", dtype)
+
+
+def test_a_record_of_another_kind_is_named():
+    assert difference([], SHARD) == "it is [], not a record"
+    assert difference({"shards": {}}, {"shards": [SHARD]}) == "shards is {}, not a list"

@@ -1,0 +1,115 @@
+"""Going on with an index: along sequences, from a manifest alone, and what is compared on the way."""
+
+import json
+
+import making
+import numpy as np
+import pytest
+from making import BATCH, IDENTITY, N, batches, build, contents
+
+from whence import WhenceError
+from whence.index import Index, StoredIndex, Writer
+from whence.index.shard import Shard
+
+
+def refused(call, *parts):
+    with pytest.raises(WhenceError) as caught:
+        call()
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    build(tmp_path / "index")
+    return tmp_path / "index"
+
+
+def test_a_complete_index_is_gone_on_with_by_its_manifest(folder):
+    before, computed = contents(folder), []
+    (folder / "begun.json").unlink()
+    build(folder, computed=computed)
+    assert computed == [BATCH]
+    del before["begun.json"]
+    assert contents(folder) == before
+    refused(lambda: build(folder, identity=IDENTITY | {"loss": "other"}), "loss 'other'")
+
+
+def test_labels_that_changed_under_the_same_fingerprints_are_refused(folder):
+    other = [(phi, target + 1, weight, prints) for phi, target, weight, prints in batches()]
+    refused(lambda: build(folder, other), "other labels of the same samples")
+
+
+@pytest.mark.parametrize("n_features", [making.D - 1, making.D + 1])
+def test_a_shard_recorded_with_another_width_is_made_again(n_features, folder):
+    before = contents(folder)
+    record = folder / "shard-00003.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"n_features": n_features}))
+    (folder / "manifest.json").unlink()
+    build(folder)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("key", ["n_features", "n_samples"])
+def test_a_manifest_that_its_shards_contradict_is_refused(key, folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {key: manifest[key] + 1}))
+    refused(lambda: StoredIndex(folder), f"shards of {N} samples in all, {{{making.D}}} features wide")
+
+
+# ---- along a sequence ---------------------------------------------------------------------------
+
+LENGTHS = (4, 6, 3, 5)
+
+
+def sequences(weights=True):
+    """Batches of seven sequences, each batch of another length; of every other one there are weights."""
+    rng = np.random.default_rng(1)
+    for number, length in enumerate(LENGTHS):
+        shape = (BATCH, length)
+        weight = rng.uniform(0.5, 2.0, shape).astype(np.float32) if weights and number % 2 else None
+        prints = rng.integers(0, 2**63, BATCH).astype(np.uint64)
+        yield rng.standard_normal((*shape, 3)).astype(np.float32), rng.integers(0, 2, shape), weight, prints
+
+
+@pytest.fixture
+def shards_of_nine(small_shards):
+    making.shard.SHARD_BYTES = 9 * LENGTHS[0] * 3 * 4  # small_shards sets it back
+
+
+def test_sequences_are_gone_on_with(tmp_path, shards_of_nine):
+    """Stored, they are padded to the longest of their shard; the batch that is compared is not."""
+    build(tmp_path / "index", sequences())
+    before = contents(tmp_path / "index")
+    (tmp_path / "index" / "manifest.json").unlink()
+    writer = Writer(tmp_path / "index")
+    writer.begin(IDENTITY)
+    for batch in sequences():
+        writer.append(*batch)  # never passed over: each batch is compared
+    writer.finish()
+    assert contents(tmp_path / "index") == before
+    changed = [(phi + 1, *rest) for phi, *rest in sequences()]
+    refused(lambda: build(tmp_path / "index", changed), "features that differ")
+
+
+def test_weights_of_sequences_are_gathered(tmp_path, shards_of_nine):
+    """Where a batch has none, positions count 1; what pads a shorter sequence counts 0."""
+    rows = np.asarray([27, 0, 8, 20, 13])
+    lengths = np.repeat(LENGTHS, BATCH)[rows]
+    every = [batch[2] if batch[2] is not None else np.ones(batch[1].shape) for batch in sequences()]
+    taken = build(tmp_path / "index", sequences()).take(rows)
+    assert taken.weight.shape == taken.features.shape[:2]
+    for row, length, found in zip(rows, lengths, taken.weight, strict=True):
+        assert np.array_equal(found[:length], every[row // BATCH][row % BATCH].astype(np.float32))
+        assert not found[length:].any()
+
+
+@pytest.mark.parametrize("lead", [(6,), (6, 4)], ids=["samples", "sequences"])
+def test_a_shard_without_weights_counts_one(lead, rng):
+    index, weight = Index(), rng.uniform(size=lead)
+    for given in (None, weight):
+        prints = rng.integers(0, 2**63, 6).astype(np.uint64)
+        index.shards.append(Shard(rng.normal(size=(*lead, 3)), np.zeros(lead), given, prints))
+    rows = np.asarray([7, 2, 11])
+    expected = [weight[1], np.ones(lead[1:]), weight[5]]
+    assert np.array_equal(index.gather("weight", rows), expected)
