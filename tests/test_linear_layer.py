@@ -184,6 +184,19 @@ def test_no_right_hand_side_gives_none(xp):
     assert problem.layer(xp).hessian_product(problem.blocks(xp), none).shape == none.shape
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_l2_that_training_implies_leaves_out_the_bias(has_bias):
+    """Ridge regression without a penalty on the bias: its weights tell the strength."""
+    rng = np.random.default_rng(0)
+    phi = np.concatenate([rng.normal(size=(40, 3)), np.ones((40, 1))], axis=1)
+    target, l2 = rng.normal(size=(40, 1)) + 5, 0.3
+    penalty = l2 * np.diag([1.0, 1.0, 1.0, 0.0 if has_bias else 1.0])
+    # ell = (u - y)^2 for one output: the gradient's matrix is 2 phi^T phi / N
+    theta = np.linalg.solve(2 * phi.T @ phi / 40 + penalty, 2 * phi.T @ target / 40)
+    layer = LinearLayer(theta, SquaredError(), has_bias=has_bias)
+    assert_close(layer.implied_l2(problems.Blocks(Block(phi, target), 16)), l2, FLOAT64)
+
+
 def test_at_other_weights_everything_else_stays():
     problem = problems.problem("softmax")
     layer = problem.layer()

@@ -52,6 +52,19 @@ def test_values_residuals_and_curvatures(loss, definition, n_outputs, rng):
         assert_close(curvature[i], reference.hessian(ell, u[i]), DIFFERENCES * 10)
 
 
+def test_predictions_margins_and_labels_by_hand():
+    u, far = np.asarray([[0.0, np.log(2.0)], [-1.0, -3.0]]), np.asarray([[np.log(3.0)]])
+    np.testing.assert_allclose(Poisson().predictions(u), [2.0, np.exp(-1.0)])
+    np.testing.assert_allclose(Poisson().predictions(far), [3.0])
+    np.testing.assert_allclose(Poisson().margin(far, np.asarray([[2.0]])), [2 * np.log(3.0) - 3])
+    votes, given = np.asarray([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]), np.eye(3)[[1, 2]]
+    np.testing.assert_allclose(BrierScore().margin(votes, given), [-0.2, 0.7])
+    np.testing.assert_array_equal(BrierScore().predictions(votes), [0, 2])
+    for loss in (SquaredHinge(), ModifiedHuber(), Exponential()):
+        np.testing.assert_array_equal(loss.predictions(u), [1, 0])
+        np.testing.assert_array_equal(loss.predictions(far), [1])
+
+
 def test_brier_score_names_a_class_outside_the_outputs():
     with pytest.raises(WhenceError, match="class numbers from 0 to 2, got class 3"):
         BrierScore().encode(np.asarray([0, 3]), 3, "batch 0")

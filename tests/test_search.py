@@ -64,6 +64,27 @@ def test_blocks_may_come_in_any_order(order, case, seed):
     assert np.array_equal(best.rows, rows)
 
 
+@pytest.mark.parametrize("order", BOTH)
+@settings(deadline=None)
+@given(case=blocks_of_scores(), data=st.data())
+def test_what_was_found_apart_is_merged(order, case, data):
+    """Of parts that come in order, as an engine gives them, some of which found less than ``k``."""
+    values, k, edges = case
+    split = data.draw(st.integers(1, len(edges) - 1))
+    halves = []
+    for pieces in (edges[: split + 1], edges[split:]):
+        best = TopK(len(values), k, order)
+        for start, stop in itertools.pairwise(pieces):
+            best.add(values[:, start:stop], start)
+        halves.append(best)
+    merged = TopK(len(values), k, order)
+    for best in halves:
+        merged.merge(best)
+    expected, rows = sorted_out(values, k, order)
+    assert np.array_equal(merged.values, expected)
+    assert np.array_equal(merged.rows, rows)
+
+
 @pytest.mark.parametrize("kind", ["sorted", "reversed", "random", "equal", "many equal"])
 @pytest.mark.parametrize("order", BOTH)
 def test_long_blocks(kind, order, rng):
@@ -123,6 +144,16 @@ def test_scores_of_one_output(rng, xp):
     assert len(queries[1:3]) == 2
     found = scores(queries, Vector(xp.asarray(phi), xp.asarray(a)))
     assert_close(np.asarray(found), expected, FLOAT64)
+
+
+def test_queries_of_numpy_take_features_of_any_library(rng, xp):
+    phi, a, matrices, offsets = problem(rng)
+    outputs = np.asarray([0, 2, 1, 1, 0, 2])
+    for queries in (Queries(matrices, offsets), Queries(matrices[:, :, 0], offsets, outputs)):
+        expected = scores(queries, Vector(phi, a))
+        found = scores(queries, Vector(xp.asarray(phi), xp.asarray(a)))
+        assert type(found) is type(xp.asarray(phi))
+        assert_close(np.asarray(found), expected, FLOAT64)
 
 
 def test_scores_are_in_the_precision_of_the_features_and_leave_the_input_alone(rng):

@@ -70,11 +70,18 @@ def test_relative_influence(head, effect_on):
         assert_close(self_values_of(method, head), plain / divisor, SOLVE)
 
 
+@pytest.mark.parametrize("factory", [whence.ExactIHVPFactory(), whence.CGDIHVPFactory()], ids=type)
 @pytest.mark.parametrize("options", [{"leverage": True}, {"normalisation": "loss"}, {}], ids=str)
-def test_threads_give_the_same(options):
-    """They work on copies of the method, which hold a solver where coefficients need one."""
+def test_threads_give_the_same(options, factory):
+    """They work on copies of the method, with a solver where coefficients need one that they can take."""
     head = Head(CASES["softmax"])
-    here, beside = (values_of(made(head, engine=engine, **options), head) for engine in (None, 2))
+    options |= {"progress": False}
+    here, beside = (
+        values_of(
+            whence.InfluenceFunctions(head.model, head.train, factory, engine=engine, **options), head
+        )
+        for engine in (None, 2)
+    )
     assert np.array_equal(here, beside)
 
 

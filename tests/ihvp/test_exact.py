@@ -239,6 +239,16 @@ def test_what_counts_is_the_memory_that_is_needed(monkeypatch):
         ExactIHVP(LinearLayer(theta, SquaredError()), _Untouchable(), 1e-3)
 
 
+@pytest.mark.parametrize("error", [AttributeError, OSError, ValueError])
+def test_a_system_that_does_not_tell_its_memory_has_enough(error, monkeypatch):
+    def sysconf(name):
+        raise error(name)
+
+    assert 2**20 < exact.memory_bytes() < 2**50
+    monkeypatch.setattr("os.sysconf", sysconf, raising=False)
+    assert exact.memory_bytes() == np.inf
+
+
 @pytest.mark.parametrize("name", ["softmax", "sigmoids", "squared"])
 @pytest.mark.parametrize(
     ("dtype", "damping", "assembled"),

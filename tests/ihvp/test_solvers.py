@@ -508,6 +508,8 @@ def test_right_hand_sides_that_are_not_finite_or_none(solver):
         (CGDIHVPFactory, {"n_cgd_iters": 0}, "n_cgd_iters: expected an integer >= 1"),
         (CGDIHVPFactory, {"n_cgd_iters": 2.5}, "n_cgd_iters: expected an integer"),
         (CGDIHVPFactory, {"tolerance": 0}, "tolerance: expected a number > 0"),
+        (CGDIHVPFactory, {"tolerance": 1.0}, "tolerance: expected a number below 1, got 1.0"),
+        (LissaIHVPFactory, {"tolerance": 3.0}, "tolerance: expected a number below 1, got 3.0"),
         (CGDIHVPFactory, {"preconditioner": "jacobi"}, "preconditioner: expected 'kronecker' or None"),
         (CGDIHVPFactory, {"on_failure": "ignore"}, "on_failure: expected 'raise' or 'warn'"),
         (CGDIHVPFactory, {"self_influence": "inverse"}, "self_influence: expected 'solve' or 'kronecker'"),

@@ -2,10 +2,12 @@
 
 The mutations are cosmic-ray's, by ``cosmic-ray.toml`` beside this file. Places in the code are drawn, with
 a seed, and at each one of its mutations, so that a place counts once however many mutations it has. Which
-tests run a place is measured first; then each fault is tried on these, in a fork (see ``engine``).
+tests run a place is measured first; then each fault is tried on these, in a fork (see ``engine``). What
+survives is tried once more in a process of its own, on tests that a fork cannot run.
 
-The run fails if fewer than 95 % are killed, or if a survivor is not in ``survivors.md``, which says of each
-why no test can notice it.
+The run fails if a survivor is not in ``survivors.md``, which says of each why no test notices it, or if
+fewer than 95 % are killed of those that change a result: faults that leave every result as it was are
+not counted, as is usual (Jia, Harman: An Analysis and Survey of the Development of Mutation Testing, 2011).
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ import math
 import os
 import random
 import re
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +39,8 @@ HERE = Path(__file__).parent
 SURVIVORS = HERE / "survivors.md"
 #: A fault is tried on so many tests first, and so many seconds of them; what survives, on all others.
 MOST_TESTS, MOST_SECONDS = 150, 12.0
+#: The kinds in ``survivors.md`` of faults that leave every result as it was.
+EQUIVALENT = ("same", "speed")
 
 
 class Place(NamedTuple):
@@ -254,48 +262,80 @@ def main() -> int:
                 tests, more = ([by_name[name] for name in names] for names in (first, others))
                 yield Fault(key, place.file, source, tests, seconds, more)
 
-        return report(faults(), settings["least-killed"], given.jobs, folder, start)
+        return report(faults(), settings, given.jobs, folder, start)
 
     return with_tests(settings["tests"], work, "-k", settings["select"])
 
 
-def report(faults: Iterator[Fault], least: float, jobs: int, folder: Path, start: float) -> int:
+def listed() -> dict[str, str]:
+    """Return the kind of every survivor that is listed, by its file and change."""
+    lines = SURVIVORS.read_text(encoding="utf-8").splitlines()
+    rows = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in lines if line.startswith("| ")]
+    return {f"{row[1]}: {row[2]}".replace("\\|", "|"): row[0] for row in rows}
+
+
+def short(fault: Fault) -> str:
+    """Return a fault's file and change, without the line, as it is listed."""
+    return f"{fault.file}: {fault.name.split(': ', 1)[1]}"
+
+
+def apart(fault: Fault, tests: list[str]) -> Verdict:
+    """Try a fault in a process of its own, on a copy of the library."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(SOURCE, Path(folder) / "whence")
+        (Path(folder) / "whence" / fault.file).write_text(str(fault.source), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
+        run = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": folder}, capture_output=True, text=True
+        )
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
+    how = "survived" if run.returncode == 0 else failed[1] if failed else "it cannot be imported"
+    return Verdict(fault, how, time.monotonic() - start)
+
+
+def report(faults: Iterator[Fault], settings: dict[str, Any], jobs: int, folder: Path, start: float) -> int:
     """Try the faults, print what survives, and return the exit code."""
-    explained = SURVIVORS.read_text(encoding="utf-8") if SURVIVORS.is_file() else ""
     file = folder / "verdicts.txt"
     before = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     killed_before = {line.split("\t", 1)[1]: line.split("\t", 1)[0] for line in before if "\t" in line}
     killed_before = {name: how for name, how in killed_before.items() if how != "survived"}
-    todo, verdicts = [], []
-    for fault in faults:
-        if fault.name in killed_before:
-            verdicts.append(Verdict(fault, killed_before[fault.name], 0.0))
-        else:
-            todo.append(fault)
+    kinds = listed()
+    verdicts: dict[str, Verdict] = {}
     with open(file, "a", encoding="utf-8") as log:
 
-        def tried(some: Iterable[Fault]) -> Iterator[Verdict]:
-            for verdict in judge(some, jobs):
+        def take(some: Iterable[Verdict]) -> None:
+            for verdict in some:
                 print(f"{verdict.how}\t{verdict.fault.name}", file=log, flush=True)
-                yield verdict
+                verdicts[verdict.fault.name] = verdict
 
-        verdicts += tried(todo)
-        again = [replace(v.fault, tests=v.fault.more) for v in verdicts if v.survived and v.fault.more]
-        later = {v.fault.name: v for v in tried(again)}
-    verdicts = [later.get(v.fault.name, v) for v in verdicts]
-    unexplained = 0
-    for fault in sorted((v.fault for v in verdicts if v.survived), key=lambda f: f.name):
-        known = fault.name.split(": ", 1)[1].replace("|", "\\|") in explained
-        unexplained += not known
-        print(f"{'known' if known else 'NEW  '} {fault.name}", flush=True)
-    total = len(verdicts)
-    killed = sum(not verdict.survived for verdict in verdicts)
+        todo = []
+        for fault in faults:
+            if fault.name in killed_before:
+                verdicts[fault.name] = Verdict(fault, killed_before[fault.name], 0.0)
+            else:
+                todo.append(fault)
+        take(judge(todo, jobs))
+        alive = [verdict.fault for verdict in verdicts.values() if verdict.survived]
+        take(judge([replace(fault, tests=fault.more) for fault in alive if fault.more], jobs))
+        alive = [fault for fault in alive if verdicts[fault.name].survived]
+        unexplained = [fault for fault in alive if kinds.get(short(fault)) not in EQUIVALENT]
+        with ThreadPoolExecutor(jobs) as pool:
+            take(pool.map(lambda fault: apart(fault, settings["tests-apart"]), unexplained))
+    alive = sorted((v.fault for v in verdicts.values() if v.survived), key=lambda fault: fault.name)
+    for fault in alive:
+        print(f"{kinds.get(short(fault), 'NEW'):9s} {fault.name}", flush=True)
+    drawn, survived = len(verdicts), len(alive)
+    n_equivalent = sum(kinds.get(short(fault)) in EQUIVALENT for fault in alive)
+    n_new = sum(short(fault) not in kinds for fault in alive)
+    killed, total = drawn - survived, drawn - n_equivalent
     low, high = interval(killed, total)
     print(
-        f"{killed} of {total} killed: {killed / total:.1%}; of all, with 95 % confidence, {low:.1%} to "
-        f"{high:.1%}. {unexplained} survivors not in {SURVIVORS.name}; {time.monotonic() - start:.0f} s"
+        f"{killed} of {drawn} killed, {n_equivalent} change no result: {killed / total:.1%} of the others "
+        f"(of all that there are, with 95 % confidence, {low:.1%} to {high:.1%}). "
+        f"{n_new} survivors not in {SURVIVORS.name}; {time.monotonic() - start:.0f} s"
     )
-    return 1 if unexplained or killed < least * total else 0
+    return 1 if n_new or killed < settings["least-killed"] * total else 0
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ class Scorer(ABC):
 
     def _check_weights(self) -> np.ndarray:
         """Return numbers that change with anything that the method computes."""
-        first = self.index.shards[0].rows(0, min(8, self.index.shards[0].n_samples))
+        first = self.index.shards[0].rows(0, 8)
         return np.asarray(as_numpy(self._coefficients(first.block)), dtype=np.float64)
 
     # ------------------------------------------------------------------------------ pieces
