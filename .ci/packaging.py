@@ -54,13 +54,14 @@ TOOLS = ("hypothesis", "psutil", "pytest", "threadpoolctl")
 LOWEST_TESTS = [
     "tests/attribution/test_explain.py",
     "tests/attribution/test_l2.py",
+    "tests/cli/test_commands.py",
+    "tests/cli/test_main.py",
     "tests/ihvp/test_solvers.py",
     "tests/models/test_any_loss.py",
     "tests/models/test_keras.py",
     "tests/models/test_sklearn.py",
     "tests/models/test_trees.py",
     "tests/report",
-    "tests/test_cli.py",
     "tests/test_data.py",
     "tests/test_evaluation.py",
     "tests/test_explanation.py",
@@ -330,6 +331,8 @@ def test_lowest(package: Package, pythons: dict[str, str], scratch: Path, lean: 
         say(f"Lower bounds: left out, they are those of Python {PYTHONS[0]}")
         return
     say(f"Every dependency at its lower bound, on Python {PYTHONS[0]}")
+    moved = [test for test in (*CORE_TESTS, *LOWEST_TESTS) if not (ROOT / test).exists()]
+    check(not moved, f"no longer where they were: {moved}")  # also where few of them are run
     env = Environment(pythons[PYTHONS[0]], scratch / "lowest")
     limits = package.lowest(scratch / "lowest.txt")
     # Old versions of other packages use what newer ones deprecate: no matter here.
