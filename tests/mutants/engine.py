@@ -169,7 +169,7 @@ def fork(work: Callable[[], str], seconds: float) -> tuple[int, int]:
             os.dup2(null, stream)
         limit = int(seconds * PATIENCE + GRACE)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-        signal.alarm(30 * limit)  # for what sleeps
+        signal.alarm(2 * limit + 60)  # for what sleeps
         text = work()
     except BaseException as error:
         text = f"{type(error).__name__}: {error}"
