@@ -37,6 +37,16 @@ CASES = {
         CLASSES,
     ),
     "sigmoid, one output": (BinaryCrossEntropy(), reference.binary_cross_entropy, CLASSES % 2),
+    "softmax, class weights": (
+        SoftmaxCrossEntropy(class_weight=(0.5, 1.0, 3.0)),
+        lambda u, y: reference.softmax_cross_entropy(u, y * np.asarray([0.5, 1.0, 3.0])),
+        CLASSES,
+    ),
+    "softmax, class weights of soft labels": (
+        SoftmaxCrossEntropy(class_weight=(0.5, 1.0, 3.0)),
+        lambda u, y: reference.softmax_cross_entropy(u, y * np.asarray([0.5, 1.0, 3.0])),
+        SOFT,
+    ),
     "sigmoid, several outputs": (BinaryCrossEntropy(), reference.binary_cross_entropy, SEVERAL),
     "sigmoid, smoothed": (
         BinaryCrossEntropy(label_smoothing=0.2),
@@ -121,6 +131,14 @@ def test_against_tensorflow(case):
             rows, v
         ),
     }
+    if getattr(loss, "class_weight", None) is not None:  # TensorFlow's labels sum to 1: one class at a time
+
+        def of_class(v, c):
+            return tf.keras.losses.categorical_crossentropy(np.eye(3)[[c] * N], v, from_logits=True)
+
+        functions["softmax cross-entropy"] = lambda v: sum(
+            rows[:, c] * weight * of_class(v, c) for c, weight in enumerate(loss.class_weight)
+        )
     v = tf.Variable(u)
     with tf.GradientTape() as outer:
         with tf.GradientTape() as inner:

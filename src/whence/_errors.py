@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
 
 __all__ = [
@@ -10,6 +12,7 @@ __all__ = [
     "NotPositiveDefiniteError",
     "WhenceError",
     "described",
+    "warn",
 ]
 
 #: Characters that a message shows of what was got.
@@ -28,6 +31,14 @@ def described(thing: Any) -> str:
         return f"the class {thing.__name__} itself, not an object of it"
     name = type(thing).__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def warn(message: str) -> None:
+    """Warn of something, at the user's line that led to it, however deep in the library that shows."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("whence."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 class WhenceError(ValueError):

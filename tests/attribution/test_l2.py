@@ -12,6 +12,8 @@ pytest.importorskip("tensorflow")
 
 from heads import CASES, CLASSES, Head, N, T, self_values_of, values_of
 
+from whence.attribution.refit import DoubleBlocks, _Objective
+
 L2 = 0.02
 #: Weights are off by the gradient norm, 1e-10, over 2 * L2; alphas by a curvature times that over N * L2.
 REFIT = 1e-7
@@ -76,6 +78,14 @@ def test_without_a_bias(head):
     method = made(plain, fit_to="labels")
     total = (plain.phi_new @ method.refitted_layer.theta)[np.arange(T), plain.outputs_new]
     assert_close(values_of(method, plain).sum(axis=1), total, REFIT)
+
+
+def test_the_refit_descends_what_its_gradient_is_of(head):
+    method = made(head)
+    objective = _Objective(method.layer, DoubleBlocks(method.index), 0.1)
+    point, way = np.random.default_rng(0).normal(size=(2, method.layer.theta.size))
+    (up, _), (down, _) = (objective(point + step * way) for step in (1e-5, -1e-5))
+    assert (up - down) / 2e-5 == pytest.approx(objective(point)[1] @ way, rel=1e-7)
 
 
 def test_single_precision_is_complete_to_a_millionth(head):

@@ -119,8 +119,8 @@ def test_kronecker_is_off_by_no_more_than_it_states(solver, loss, has_bias, dtyp
     bound = ihvp.error_bound
     off = norm(x - exact, dense.damped)
     assert (off <= (bound * 1.01 + LAM_IN[dtype] + SOLVE) * norm(exact, dense.damped)).all()
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], len(right))
-    measured = np.linalg.norm((dense.damped @ x - b) @ signs) / np.linalg.norm(b @ signs)
+    mix = np.random.default_rng(0).standard_normal(len(right))
+    measured = np.linalg.norm((dense.damped @ x - b) @ mix) / np.linalg.norm(b @ mix)
     assert solution.relative_residual == pytest.approx(measured, rel=1e-3, abs=2e-7)
     if loss.startswith("squared"):
         assert bound < FLOAT64
@@ -310,6 +310,27 @@ def test_batches_of_right_hand_sides(solver, monkeypatch, capsys):
     assert_close(ihvp.self_products(block.phi, r), whole, 5e-3)
     assert "solves for samples" in capsys.readouterr().err
     assert_close(ihvp.solve(layer.gradients(block)).value, ihvp.solve(layer.gradients(block)).value, 0)
+    capsys.readouterr()
+    monkeypatch.undo()
+    ihvp.solve(problem.matrices())
+    assert not capsys.readouterr().err  # one batch has no bar, whoever asks
+
+
+@pytest.mark.parametrize("solver", KRONECKER)
+def test_a_residual_is_not_hidden_by_right_hand_sides_that_cancel(solver):
+    """It is measured on one random combination of them."""
+    problem, layer, blocks, _ = case("softmax")
+    matrices = problem.matrices()[:1]
+    alone = EVERY[solver](1e-3).build(layer, blocks).solve(matrices).relative_residual
+    both = EVERY[solver](1e-3).build(layer, blocks).solve(np.concatenate([matrices, -matrices] * 8))
+    assert alone > 1e-3
+    assert both.relative_residual == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("solver", ["exact", "EK-FAC"])
+def test_direct_solvers_do_not_iterate(solver):
+    problem, layer, blocks, _ = case("softmax")
+    assert EVERY[solver](1e-3).build(layer, blocks).solve(problem.matrices()).iterations == 0
 
 
 def test_self_influence_in_the_kronecker_form():
@@ -382,8 +403,9 @@ def test_not_converging(make, argument):
     with pytest.raises(NotConvergedError, match=rf"{argument} \(=[36]\).*Raise {argument}") as e:
         make().build(layer, blocks).solve(right)
     assert e.value.relative_residual > 1e-9
-    with pytest.warns(UserWarning, match="relative residual of"):
+    with pytest.warns(UserWarning, match="relative residual of") as caught:
         solution = make(on_failure="warn").build(layer, blocks).solve(right)
+    assert [warning.filename for warning in caught] == [__file__]
     assert not solution.converged
     assert solution.relative_residual == pytest.approx(e.value.relative_residual)
     assert np.isfinite(solution.value).all()

@@ -5,10 +5,10 @@ import json
 import making
 import numpy as np
 import pytest
-from making import BATCH, IDENTITY, N, batches, build, contents
+from making import BATCH, IDENTITY, SHARD_ROWS, N, batches, build, contents
 
 from whence import WhenceError
-from whence.index import Index, StoredIndex, Writer
+from whence.index import Index, StoredIndex, Writer, shuffle_buffer_sample
 from whence.index.shard import Shard
 
 
@@ -55,6 +55,56 @@ def test_a_manifest_that_its_shards_contradict_is_refused(key, folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {key: manifest[key] + 1}))
     refused(lambda: StoredIndex(folder), f"shards of {N} samples in all, {{{making.D}}} features wide")
+
+
+def test_a_training_set_that_goes_on_says_from_where(tmp_path):
+    build(tmp_path / "index", batches(N - 10))
+    (tmp_path / "index" / "manifest.json").unlink()
+    refused(lambda: build(tmp_path / "index", batches(batch=SHARD_ROWS)), f"one of {N - 10} samples, where")
+
+
+def test_features_of_another_width_are_refused(folder):
+    narrow = [(phi[:, 1:], *rest) for phi, *rest in batches()]
+    refused(lambda: build(folder, narrow), f"index with d {making.D - 1}", f"one with d {making.D}")
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_features_are_compared_by_their_size(size, tmp_path):
+    def scaled(factor):
+        return [(size * factor * phi, *rest) for phi, *rest in batches()]
+
+    build(tmp_path / "index", scaled(1.0))
+    before = contents(tmp_path / "index")
+    build(tmp_path / "index", scaled(1.005))  # another device
+    assert contents(tmp_path / "index") == before
+    refused(lambda: build(tmp_path / "index", scaled(1.03)), "features that differ by 0.03 of the largest")
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_ids_that_were_harmed_are_found(verify, tmp_path):
+    build(tmp_path / "index", ids=np.arange(N) + 7)
+    file = tmp_path / "index" / "ids.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    if verify:
+        refused(lambda: StoredIndex(tmp_path / "index"), "ids.npy")
+    else:  # as fast as it can be opened: by lengths alone
+        assert StoredIndex(tmp_path / "index", verify=False).n_samples == N
+
+
+def test_the_first_of_ids_that_occur_twice_is_named(tmp_path):
+    ids = [str(i) for i in range(N)]
+    ids[5], ids[7] = ids[50], ids[300]
+    refused(lambda: build(tmp_path / "index", ids=ids), f"{min(ids[5], ids[7])!r} twice")
+
+
+@pytest.mark.parametrize("buffer_size", [1, 3, 12, 100])
+def test_a_shuffle_buffer_hands_out_every_row_once(buffer_size, rng):
+    assert np.array_equal(shuffle_buffer_sample(12, 12, buffer_size, rng), np.arange(12))
+    some = shuffle_buffer_sample(12, 5, buffer_size, rng)
+    assert np.unique(some).size == 5
+    assert 0 <= some.min() <= some.max() < min(12, 5 + buffer_size)
 
 
 # ---- along a sequence ---------------------------------------------------------------------------

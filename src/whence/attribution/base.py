@@ -8,7 +8,6 @@ A method says what is stored of a training sample (coefficients beside its featu
 from __future__ import annotations
 
 import copy
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whence._arrays import Array, as_numpy, check_number
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence.attribution.question import Question, hide, shares
 from whence.attribution.training_set import TrainingSet
 from whence.data import Batch
@@ -311,10 +310,7 @@ def check_k(k: Any) -> int:
 def at_most(k: int, n_samples: int) -> int:
     """Return ``k``, or all training samples that there are, with a warning, if it is more."""
     if k > n_samples:
-        warnings.warn(
-            f"k: asked for {k} training samples, and there are {n_samples}: all are returned.",
-            stacklevel=3,  # the line that called the method
-        )
+        warn(f"k: asked for {k} training samples, and there are {n_samples}: all are returned.")
     return min(k, n_samples)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_number, namespace, row_slices
-from whence._errors import NotConvergedError, WhenceError
+from whence._errors import NotConvergedError, WhenceError, warn
 from whence.ihvp.base import InverseHessianVectorProduct, Solution, check_curvature
 from whence.ihvp.kronecker import KroneckerFactors, KroneckerIHVP
 from whence.ihvp.operator import DampedHessian
@@ -235,7 +234,7 @@ class IterativeIHVP(InverseHessianVectorProduct):
         )
         if options.on_failure == "raise":
             raise error
-        warnings.warn(str(error), stacklevel=4)
+        warn(str(error))
 
 
 def norms(stack: Array) -> Array:

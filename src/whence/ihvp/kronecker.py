@@ -274,9 +274,9 @@ class KroneckerIHVP(InverseHessianVectorProduct):
     def _residual(self, right: Array, value: Array) -> float:
         if self._measured is None and right.shape[0] > 0:
             xp = namespace(right)
-            signs = np.random.default_rng(0).choice([-1.0, 1.0], (right.shape[0], 1, 1))
-            mixed = xp.sum(like(signs, right) * right, axis=0)[None, ...]
-            image = self._operator(xp.sum(like(signs, right) * value, axis=0)[None, ...])
+            mix = np.random.default_rng(0).standard_normal((right.shape[0], 1, 1))
+            mixed = xp.sum(like(mix, right) * right, axis=0)[None, ...]
+            image = self._operator(xp.sum(like(mix, right) * value, axis=0)[None, ...])
             norm = float(xp.linalg.vector_norm(mixed))
             self._measured = float(xp.linalg.vector_norm(image - mixed)) / norm if norm else 0.0
         return self._measured or 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from whence._arrays import Array, as_numpy
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence._paths import as_path, explain_failures
 from whence._sparse import SparseRows
 from whence.index.base import Index, check_ids
@@ -112,8 +111,7 @@ class Writer(Index):
             if wrong is None:
                 self.records[number] = record
             elif self._lock is not None:
-                message = f"path {str(self.folder)!r}: {wrong}; shard {number} is computed again."
-                warnings.warn(message, stacklevel=2)
+                warn(f"path {str(self.folder)!r}: {wrong}; shard {number} is computed again.")
 
     def _known_shards(self) -> Iterator[tuple[int, dict[str, Any]]]:
         if self._manifest is not None:

@@ -113,7 +113,7 @@ class StoredMethod:
             "It was computed otherwise, as by another solver of the same name: choose another path.",
         )
 
-    def damage(self, *, thoroughly: bool = True) -> str | None:
+    def damage(self, *, thoroughly: bool) -> str | None:
         """Return what is wrong with its files, or None."""
         look = check_checksum if thoroughly else check_size
         stamps = [*self.record["files"].values(), *self.record["coefficients"]]
@@ -213,7 +213,7 @@ def _reusable(folder: Path, method: Method) -> StoredMethod | None:
         stored = StoredMethod(folder)
     except WhenceError:  # no longer what was written: it is written again
         return None
-    if stored.damage() is not None:
+    if stored.damage(thoroughly=True) is not None:
         return None
     stored.check_weights(method)
     return stored

@@ -344,7 +344,7 @@ def _manifest_of(folder: Path) -> dict[str, Any]:
     raise WhenceError(f"path {str(folder)!r}", "a saved index", got, fix)
 
 
-def damage(folder: Path, record: dict[str, Any], *, thoroughly: bool = True) -> str | None:
+def damage(folder: Path, record: dict[str, Any], *, thoroughly: bool) -> str | None:
     look = check_checksum if thoroughly else check_size
     wrong = (look(folder, stamp) for stamp in record["files"].values())
     found = next((text for text in wrong if text is not None), None)

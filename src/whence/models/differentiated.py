@@ -10,7 +10,6 @@ those in closed form.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from whence._arrays import Array, as_numpy, astype, check_finite, namespace
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence.losses import Curvature, Loss
 
 __all__ = ["Derivatives", "DifferentiatedLoss", "identity_of"]
@@ -221,12 +220,11 @@ class DifferentiatedLoss(Loss):
                 "Choose a layer behind the last one that knows positions.",
             )
         if not any(as_numpy(self.curvature(v, target).dense).any() for v in (u, moved, 0.5 * u)):
-            warnings.warn(
+            warn(
                 f"loss {self.name}: expected second derivatives, got zeros at the samples of "
                 f"{where}. The Hessian is its damping (and the layer's L2) alone: H^{{-1}} g is g "
                 "divided by it. Use a smooth loss, such as Huber or squared hinge, if curvature is "
-                "to count.",
-                stacklevel=2,
+                "to count."
             )
 
     def _evaluate(self, u: Array, target: Array, order: int) -> Array:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whence._arrays import as_numpy
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence._sparse import SparseRows
 from whence._tables import is_table
 from whence.data import Batch, Dataset, fingerprints, map_leaves, take_rows
@@ -111,7 +110,9 @@ class Extraction:
     def __call__(self, share: Share) -> Filled:
         """Read, compute and store."""
         records = {
-            number: record for number, record in share.records.items() if not damage(self._folder, record)
+            number: record
+            for number, record in share.records.items()
+            if not damage(self._folder, record, thoroughly=True)
         }
         rows = self._plan["shard_rows"]
         buffers = {number: RowBuffer() for number in share.numbers}
@@ -374,10 +375,9 @@ def _finished(writer: Writer, n_rows: int, ids: Any) -> StoredIndex:
     if gone:
         names = np.arange(n_rows) if ids is None else np.asarray(ids)
         ids = np.delete(names, gone) if names.shape[:1] == (n_rows,) else names
-        warnings.warn(
+        warn(
             f"path {str(writer.folder)!r}: {len(gone)} of {n_rows} samples were left out; "
-            "index.skipped says which and why.",
-            stacklevel=2,
+            "index.skipped says which and why."
         )
     writer.n_seen = n_rows - len(gone)
     return writer.finish(ids)
