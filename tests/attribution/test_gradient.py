@@ -154,6 +154,15 @@ def test_training_loss(head):
     assert_close(method._leave_one_out(method.index.shards[0]), dense.phi @ dense.theta, FLOAT64)
 
 
+def test_training_loss_of_outputs_that_are_right_to_the_last_bit_is_no_vote():
+    head = Head(CASES["squared error"])
+    head.set_weights(np.zeros_like(head.dense.theta))
+    labels = np.tile([1.0, 0.0], (N, 1))  # the loss is not zero, the residual of the second output is
+    head.train = batches(head.phi[:, :-1], labels)
+    votes = made(whence.TrainingLoss, head).influences(head.new, outputs=1)
+    assert np.array_equal(votes, np.zeros((T, N)))
+
+
 def test_training_loss_without_a_bias_names_no_prediction(head):
     plain = Head(head.case, use_bias=False)
     method = made(whence.TrainingLoss, plain)

@@ -196,6 +196,22 @@ def test_too_many_features_for_memory(monkeypatch):
         method.suspects(data, 1, score="ridge")
 
 
+def test_a_call_may_ask_for_a_bar(capsys):
+    pytest.importorskip("tqdm")
+    method, data = made()
+    method.suspects(data, 1, score="leave_one_out")
+    assert not capsys.readouterr().err  # the method's own setting
+    method.suspects(data, 1, score="leave_one_out", progress=True)
+    assert "suspects" in capsys.readouterr().err
+
+
+def test_samples_that_count_nothing_have_predictions_all_the_same():
+    weight = np.where(np.arange(N) % 4, 1.0, 0.0)
+    method, data = made(weight=weight)
+    suspects = method.suspects(data, None, score="loss")
+    assert np.array_equal(suspects.predictions, MODELS["three classes"][0].predict(X[suspects.ids]))
+
+
 def test_the_engine_does_not_matter():
     rng = np.random.default_rng(5)
     x, y = rng.normal(size=(9000, 4)), rng.integers(0, 3, 9000)

@@ -58,6 +58,7 @@ def test_more_features_than_samples(n_outputs, loss, sparse, weighted, rng):
     solution = ours.solve(right)
     assert_close(solution.value, exact.solve(right).value, SOLVE)
     assert solution.converged
+    assert solution.iterations == 0
     assert solution.relative_residual < 1e-9
     phi = next(iter(blocks)).phi
     assert_close(ours.leverages(phi), exact.leverages(blocks.phi[:11]), SOLVE)
@@ -130,8 +131,11 @@ def test_nothing_to_solve():
 def test_features_too_wide_for_a_dense_second_moment(factory, monkeypatch):
     blocks = Wide(1, True)
     layer = LinearLayer(blocks.theta, BinaryCrossEntropy(), has_bias=True)
-    monkeypatch.setattr(kronecker, "memory_bytes", lambda: 10_000)
-    with pytest.raises(WhenceError, match="preconditioner=None"):
+    monkeypatch.setattr(kronecker, "memory_bytes", lambda: 300_000)
+    with pytest.raises(WhenceError, match=r"memory \(0 GiB here\).*preconditioner=None"):
         factory.build(layer, blocks).solve(np.ones((1, 91, 1)))
+    monkeypatch.setattr(kronecker, "memory_bytes", lambda: 3 * 2**30)
+    with pytest.raises(WhenceError, match=r"\(3 GiB here\), got 10000 features, which take 4 GiB"):
+        kronecker._refuse_if_too_large(10_000)
     plain = CGDIHVPFactory(preconditioner=None).build(layer, blocks)
     assert plain.solve(np.ones((1, 91, 1))).converged

@@ -1,6 +1,7 @@
 """Going on with an index: along sequences, from a manifest alone, and what is compared on the way."""
 
 import json
+import os
 
 import making
 import numpy as np
@@ -9,6 +10,7 @@ from making import BATCH, IDENTITY, SHARD_ROWS, N, batches, build, contents
 
 from whence import WhenceError
 from whence.index import Index, StoredIndex, Writer, shuffle_buffer_sample
+from whence.index.files import Lock
 from whence.index.shard import Shard
 
 
@@ -78,6 +80,12 @@ def test_features_are_compared_by_their_size(size, tmp_path):
     build(tmp_path / "index", scaled(1.005))  # another device
     assert contents(tmp_path / "index") == before
     refused(lambda: build(tmp_path / "index", scaled(1.03)), "features that differ by 0.03 of the largest")
+
+
+def test_a_lock_that_is_given_up_names_nobody(tmp_path):
+    with Lock(tmp_path):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+    assert (tmp_path / "lock").read_bytes() == b""
 
 
 @pytest.mark.parametrize("verify", [True, False])
