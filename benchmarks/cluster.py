@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,7 @@ def main() -> None:
     layer = whence.LinearLayer(theta, SoftmaxCrossEntropy(), has_bias=True)
     folder = Path(tempfile.mkdtemp(dir=chosen.folder))
     limits = threadpool_limits(1, user_api="blas")  # as Dask's own settings are for its workers
+    engine._fewer_blas_threads = lambda n_threads: nullcontext()  # which would give one thread all
     try:
         index = built(n_samples, folder, layer)
         n_blocks = len(list(index.parts()))
@@ -166,7 +168,6 @@ def main() -> None:
                 of_threads = steps(index, layer, engine.Threads(n_workers))
                 threads = {name: Timed(step, repeats) for name, step in of_threads.items()}
                 for name, step in steps(index, layer, Cluster(client)).items():
-                    step()
                     sent, _ = Counted(client)(step)
                     found, beside = Timed(step, repeats, client), threads[name]
                     most, least = plan(name, n_blocks, n_workers)

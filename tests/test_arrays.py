@@ -6,6 +6,7 @@ from tolerances import FLOAT32, FLOAT64, SOLVE, assert_close
 
 from whence import MissingExtraError, WhenceError, _arrays
 from whence._arrays import (
+    Workspace,
     as_numpy,
     assign,
     astype,
@@ -257,3 +258,19 @@ def test_mirrored_tiles():
         matrix = full.copy()
         _arrays._mirror_lower(matrix, block)
         np.testing.assert_array_equal(matrix, expected)
+
+
+def test_a_workspace_gives_products_whose_memory_is_taken_again(xp, rng):
+    workspace = Workspace()
+    a, b = rng.normal(size=(4, 3)), rng.normal(size=(3, 5))
+    first = workspace.matmul(xp.asarray(a), xp.asarray(b))
+    assert_close(np.asarray(first), a @ b, FLOAT64)
+    single = workspace.matmul(xp.asarray(a[:2].astype(np.float32)), xp.asarray(b.astype(np.float32)))
+    assert single.shape == (2, 5)
+    assert as_numpy(single).dtype == np.float32
+    assert_close(np.asarray(single), a[:2] @ b, 1e-6)
+    if type(first) is np.ndarray:
+        assert np.shares_memory(first, single)
+        larger = workspace.matmul(b.T, a.T)
+        assert_close(larger, b.T @ a.T, FLOAT64)
+        assert np.shares_memory(larger, workspace.matmul(b.T, a.T))

@@ -270,6 +270,33 @@ def row_slices(n_rows: int, block_rows: int) -> Iterator[slice]:
         yield slice(start, min(start + block_rows, n_rows))
 
 
+class Workspace:
+    """Memory for one product after another, which is given out again each time.
+
+    Where an allocator hands large blocks back to the system as soon as they are free, as that of a Dask
+    worker does, asking for them again costs about as much as filling them.
+
+    Examples
+    --------
+    >>> workspace = Workspace()
+    >>> workspace.matmul(np.eye(2), np.ones((2, 2))).tolist()
+    [[1.0, 1.0], [1.0, 1.0]]
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, dtype=np.uint8)
+
+    def matmul(self, left: Array, right: Array) -> Array:
+        """Return ``left @ right`` of two matrices; of NumPy's, until the next call only."""
+        if not (isinstance(left, np.ndarray) and isinstance(right, np.ndarray)):
+            return left @ right
+        shape, dtype = (left.shape[0], right.shape[1]), np.result_type(left, right)
+        n_bytes = shape[0] * shape[1] * dtype.itemsize
+        if self._memory.size < n_bytes:
+            self._memory = np.empty(n_bytes, dtype=np.uint8)
+        return np.matmul(left, right, out=self._memory[:n_bytes].view(dtype).reshape(shape))
+
+
 def import_extra(module: str, extra: str) -> ModuleType:
     """Import ``module``, or say which extra of whence brings it."""
     try:

@@ -32,6 +32,7 @@ from array_api_compat import device as device_of
 from whence._arrays import (
     WORKSPACE_BYTES,
     Array,
+    Workspace,
     as_numpy,
     assign,
     astype,
@@ -295,6 +296,7 @@ class LinearLayer:
 
         def of_part(part: Part) -> tuple[Array, ...]:
             sums = [xp.zeros_like(columns) for columns in wide]
+            there, back = Workspace(), Workspace()
             for number, block in enumerate(by_rows(part), part.first):
                 for rows in row_slices(block.phi.shape[0], n_rows):
                     some = _rows_of(block, rows)
@@ -305,9 +307,9 @@ class LinearLayer:
                         curvature = curvatures[number].rows(rows)
                     for at, columns in enumerate(wide):
                         shape = (-1, n_outputs) if axis == 2 else (n_outputs, -1)
-                        changes = xp.reshape(phi @ columns, (phi.shape[0], *shape))
+                        changes = xp.reshape(there.matmul(phi, columns), (phi.shape[0], *shape))
                         changes = curvature.apply_in_place(changes, axis)
-                        sums[at] += phi.T @ xp.reshape(changes, (phi.shape[0], -1))
+                        sums[at] += back.matmul(phi.T, xp.reshape(changes, (phi.shape[0], -1)))
             return tuple(sums)
 
         sums = total(blocks, of_part)

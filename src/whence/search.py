@@ -12,9 +12,11 @@ stored, and the outer products are summed over positions. A query about one outp
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -24,6 +26,7 @@ import numpy as np
 
 from whence._arrays import (
     Array,
+    Workspace,
     as_numpy,
     astype,
     check_number,
@@ -167,16 +170,34 @@ def scores(queries: Queries, vector: Vector) -> Array:
     if phi.ndim == 3:
         result = _scores_of_gradients(queries, xp.matmul(xp.matrix_transpose(phi), coefficients))
     elif queries.outputs is not None:
-        similarity = phi @ queries.matrices.T
+        similarity = _product(phi, queries.matrices.T)
         similarity *= xp.take(coefficients, queries.outputs, axis=1)
         result = similarity.T
     else:
         # sum_c a_ic (phi_i S_t)_c: one product for all queries and outputs, contracted where it lies.
         shape = (phi.shape[0], coefficients.shape[1], len(queries))
-        images = xp.reshape(phi @ queries.side_by_side, shape)
+        images = xp.reshape(_product(phi, queries.side_by_side), shape)
         result = xp.matmul(coefficients[:, None, :], images)[:, 0, :].T
     result += queries.offsets[:, None]
     return result
+
+
+_in_thread = threading.local()
+
+
+@contextlib.contextmanager
+def _one_workspace() -> Iterator[None]:
+    """Let the scores of one block take the memory of those before, in this thread."""
+    _in_thread.workspace = Workspace()
+    try:
+        yield
+    finally:
+        del _in_thread.workspace
+
+
+def _product(phi: Array, matrix: Array) -> Array:
+    workspace = getattr(_in_thread, "workspace", None)
+    return phi @ matrix if workspace is None else workspace.matmul(phi, matrix)
 
 
 def _scores_of_gradients(queries: Queries, gradients: Array) -> Array:
@@ -449,12 +470,13 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
 
         def search(part: Iterable[tuple[int, Vector]]) -> tuple[TopK, ...]:
             found = tuple(TopK(len(queries), k, order) for order in orders)
-            for start, vector in part:
-                for rows in row_slices(vector.phi.shape[0], block_rows(queries, vector, workspace)):
-                    some = Vector(vector.phi[rows, ...], vector.coefficients[rows, ...])
-                    block = dot_product(queries, some)
-                    for best in found:
-                        best.add(block, start + rows.start)
+            with _one_workspace():
+                for start, vector in part:
+                    for rows in row_slices(vector.phi.shape[0], block_rows(queries, vector, workspace)):
+                        some = Vector(vector.phi[rows, ...], vector.coefficients[rows, ...])
+                        block = dot_product(queries, some)
+                        for best in found:
+                            best.add(block, start + rows.start)
             return found
 
         engine = engine_of(self._dataset)
