@@ -1,6 +1,7 @@
 """Time and memory of RepresenterPointLJE against the floor of the machine.
 
     python benchmarks/lje.py
+    python benchmarks/lje.py --workloads W2 --profile     where the time of one goes
 
 Constructor, self-influence of all N samples, and the top 5 of 100 samples, each with its floor (see
 ``floor.py``) measured in the same process, just before. Start-up (importing TensorFlow, tracing the
@@ -9,8 +10,11 @@ model once) is left out. Medians of ``--repeats`` runs; one process for each wor
 
 from __future__ import annotations
 
+import cProfile
 import json
+import pstats
 import sys
+from collections.abc import Callable
 
 from _common import (
     BATCH,
@@ -28,8 +32,8 @@ from _common import (
 from floor import dense_model, forward_seconds, reading_seconds
 
 
-def run(name: str, repeats: int) -> dict:
-    """Time one workload in this process."""
+def run(name: str, repeats: int, profiled: bool = False) -> dict:
+    """Time one workload in this process; or print where its time goes."""
     import tensorflow as tf
 
     import whence
@@ -58,6 +62,12 @@ def run(name: str, repeats: int) -> dict:
         for _ in lje.top_k(test, train, k=5):
             pass
 
+    if profiled:
+        for show in (lambda step: step(), print_profile):  # first without, so that all is traced
+            made = [lje := constructor()]
+            for step in (constructor, self_influence, top_k):
+                show(step)
+        return {}
     seconds = {"constructor": median_seconds(constructor, repeats)}
     made = [constructor() for _ in range(repeats)] if work.size < 2000 else []
     if made:
@@ -79,12 +89,30 @@ def run(name: str, repeats: int) -> dict:
     }
 
 
+def print_profile(step: Callable[[], object], n_lines: int = 12) -> None:
+    """Print the functions in which a step spends its time, themselves, without what they call."""
+    profiler = cProfile.Profile()
+    profiler.runcall(step)
+    entries = pstats.Stats(profiler).stats.items()
+    total = sum(own for _, (_, _, own, _, _) in entries)
+    print(f"{step.__name__}: {total:.3f} s under the profiler")
+    ranked = sorted(entries, key=lambda entry: -entry[1][2])
+    for (file, line, function), (_, calls, own, _, _) in ranked[:n_lines]:
+        where = function if file == "~" else f"{'/'.join(file.split('/')[-2:])}:{line} {function}"
+        print(f"{own:9.3f} s {own / total:6.1%} {calls:8d} calls  {where}")
+
+
 def main() -> None:
     """Print one line for each workload and step."""
     options = parser(__doc__)
     options.add_argument("--one", help="(run one workload in this process)")
+    options.add_argument("--profile", action="store_true", help="print where the time goes instead")
     options.add_argument("--workloads", nargs="*", help="which of W1 ... W4")
     chosen = options.parse_args()
+    if chosen.profile:
+        for name in chosen.workloads or ["W2"]:
+            run(name, 1, profiled=True)
+        return
     if chosen.one:
         print(json.dumps(run(chosen.one, chosen.repeats)))
         return
