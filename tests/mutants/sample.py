@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -233,9 +234,11 @@ def main() -> int:
     def work(items: list[Any]) -> int:
         start = time.monotonic()
         kept = folder / "measured.json"
-        measured: dict[str, Any] = {"seconds": {}, "lines": {}}
+        sources = hashlib.blake2b(b"".join(path.read_bytes() for path in files)).hexdigest()
+        measured: dict[str, Any] = {"seconds": {}, "lines": {}, "sources": sources}
         if given.keep is not None and kept.is_file():
-            measured = json.loads(kept.read_text())
+            before = json.loads(kept.read_text())
+            measured = before if before["sources"] == sources else measured  # lines move
         new = [item for item in items if item.nodeid not in measured["seconds"]]
         if new:
             measure(new, files, given.jobs, folder, measured)
