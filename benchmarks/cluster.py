@@ -34,7 +34,8 @@ from whence.attribution.base import Vectors
 from whence.engine_dask import Cluster
 from whence.index import Method, StoredIndex, Writer, shard
 from whence.losses import SoftmaxCrossEntropy
-from whence.search import ORDER, LinearNearestNeighbors, Queries, scores
+from whence.search import LinearNearestNeighbors, Queries, scores
+from whence.top_k import ORDER
 
 BLOCK_BYTES = 64 * 2**20
 TOP = 5

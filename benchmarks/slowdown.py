@@ -26,7 +26,8 @@ from whence._hashing import hashed_rows
 from whence.attribution.base import Vectors
 from whence.index import Index, Method
 from whence.losses import SoftmaxCrossEntropy
-from whence.search import ORDER, LinearNearestNeighbors, Queries, scores
+from whence.search import LinearNearestNeighbors, Queries, scores
+from whence.top_k import ORDER
 
 WORK = Workload("W2", 10_000, 128, 10)
 SMALL = Workload("smoke", 500, 16, 4)

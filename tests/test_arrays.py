@@ -12,14 +12,13 @@ from whence._arrays import (
     astype,
     check_finite,
     check_number,
-    cholesky,
     import_extra,
     itemsize,
     namespace,
     one_hot,
-    rank_k_update,
     row_slices,
 )
+from whence._linalg import cholesky, rank_k_update
 
 
 def positive_definite(size, rng):

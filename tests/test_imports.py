@@ -19,6 +19,7 @@ ORDER = [
     "progress",
     "_sparse",
     "_arrays",
+    "_linalg",
     "_hashing",
     "_tables",
     "blocks",
@@ -30,6 +31,7 @@ ORDER = [
     "ihvp",
     "data",
     "index",
+    "top_k",
     "search",
     "models",
     "frames",
@@ -52,7 +54,18 @@ UPWARD_WHEN_CALLED = {
     ("cli", "whence"),
 }
 #: The mathematics is written once, against the array API standard.
-MATHEMATICS = ["_arrays", "blocks", "curvature", "losses", "linear_layer", "ihvp", "search", "attribution"]
+MATHEMATICS = [
+    "_arrays",
+    "_linalg",
+    "blocks",
+    "curvature",
+    "losses",
+    "linear_layer",
+    "ihvp",
+    "top_k",
+    "search",
+    "attribution",
+]
 FRAMEWORKS = {"jax", "keras", "lightgbm", "sklearn", "tensorflow", "torch", "xgboost"}
 CORE = {"array_api_compat", "numpy", "scipy"}
 #: Modules that are themselves imported only when called for, and what they may import at once.

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tolerances import FLOAT64, assert_close
 
 from whence import ORDER, LinearNearestNeighbors, WhenceError
-from whence.search import Queries, TopK, Vector, block_rows, check_order, scores
+from whence.search import Queries, Vector, block_rows, scores
+from whence.top_k import TopK, check_order
 
 BOTH = (ORDER.DESCENDING, ORDER.ASCENDING)
 

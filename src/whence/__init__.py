@@ -37,8 +37,9 @@ from whence.ihvp import (
 from whence.index import CACHE, Index
 from whence.linear_layer import LinearLayer
 from whence.models import InfluenceModel
-from whence.search import ORDER, BaseNearestNeighbors, LinearNearestNeighbors
+from whence.search import BaseNearestNeighbors, LinearNearestNeighbors
 from whence.suspects import Suspects
+from whence.top_k import ORDER
 
 if TYPE_CHECKING:
     from whence.label_errors import LabelErrors

@@ -39,10 +39,10 @@ from whence._arrays import (
     itemsize,
     like,
     namespace,
-    rank_k_update,
     row_slices,
     rows_at_once,
 )
+from whence._linalg import rank_k_update
 from whence.blocks import Block, Blocks, by_rows, flat_positions
 from whence.engine import Part, total
 from whence.losses import Curvature, Loss

@@ -472,14 +472,14 @@ MUTANTS = [
     # ---- the search
     Mutant(
         "the order of the best is turned",
-        "search.py",
+        "top_k.py",
         "self.sign: float = -1.0 if order is ORDER.DESCENDING else 1.0",
         "self.sign: float = 1.0 if order is ORDER.DESCENDING else -1.0",
         (f"{SEARCH}test_the_running_best",),
     ),
     Mutant(
         "equals at the cut are taken as they come",
-        "search.py",
+        "top_k.py",
         "    tied = (keys <= cut).sum(axis=1) > k\n",
         "    tied = (keys <= cut).sum(axis=1) > len(keys) * k + 10**9\n",
         (f"{SEARCH}test_long_blocks", f"{SEARCH}test_the_running_best"),
@@ -501,9 +501,9 @@ MUTANTS = [
     # ---- what first survived of faults drawn at random
     Mutant(
         "a warning points elsewhere",
-        "attribution/base.py",
-        "stacklevel=3,  # the line that called the method",
-        "stacklevel=4,  # the line that called the method",
+        "_errors.py",
+        "frame, level = sys._getframe(1), 2",
+        "frame, level = sys._getframe(1), 1",
         (f"{ARRAYS}test_a_warning_points",),
     ),
     Mutant(

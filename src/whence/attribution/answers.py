@@ -18,8 +18,9 @@ from whence.explanation import Explanation
 from whence.index import Shard
 from whence.models.base import Observation
 from whence.progress import track
-from whence.search import ORDER, LinearNearestNeighbors, scores
+from whence.search import LinearNearestNeighbors, scores
 from whence.suspects import Suspects
+from whence.top_k import ORDER
 
 __all__ = ["Answers"]
 

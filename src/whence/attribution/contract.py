@@ -15,16 +15,8 @@ from whence.attribution.base import Vectors, all_scores, at_most, check_k
 from whence.attribution.storing import check_cache, check_values_folder, save_arrays, stored_vectors
 from whence.data import Batch, Dataset, take_rows
 from whence.index import CACHE, Index
-from whence.search import (
-    ORDER,
-    BaseNearestNeighbors,
-    LinearNearestNeighbors,
-    Queries,
-    TopK,
-    Vector,
-    check_order,
-    scores,
-)
+from whence.search import BaseNearestNeighbors, LinearNearestNeighbors, Queries, Vector, scores
+from whence.top_k import ORDER, TopK, check_order
 
 __all__ = ["Attribution"]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, cholesky, one_hot
+from whence._arrays import Array, as_numpy, one_hot
 from whence._errors import WhenceError
+from whence._linalg import cholesky
 from whence.engine import engine_of, parts_of, total
 from whence.ihvp.exact import memory_bytes
 from whence.index import Index

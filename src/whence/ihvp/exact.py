@@ -16,7 +16,6 @@ from whence._arrays import (
     as_numpy,
     astype,
     check_number,
-    cholesky,
     itemsize,
     like,
     namespace,
@@ -24,6 +23,7 @@ from whence._arrays import (
     rows_at_once,
 )
 from whence._errors import NotPositiveDefiniteError, WhenceError
+from whence._linalg import cholesky
 from whence.engine import Converted
 from whence.ihvp.base import (
     DEFAULT_DAMPING,

@@ -9,17 +9,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse.linalg
 
-from whence._arrays import (
-    WORKSPACE_BYTES,
-    Array,
-    as_numpy,
-    astype,
-    itemsize,
-    namespace,
-    rank_k_update,
-    row_slices,
-)
+from whence._arrays import WORKSPACE_BYTES, Array, as_numpy, astype, itemsize, namespace, row_slices
 from whence._errors import NotPositiveDefiniteError
+from whence._linalg import rank_k_update
 from whence.curvature import Curvature
 from whence.engine import Part, engine_of, parts_of, total
 from whence.linear_layer import Block, Blocks, LinearLayer, by_rows

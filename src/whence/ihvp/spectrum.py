@@ -9,7 +9,8 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
 
-from whence._arrays import Array, as_numpy, cholesky, namespace
+from whence._arrays import Array, as_numpy, namespace
+from whence._linalg import cholesky
 
 __all__ = ["Condition", "extreme_eigenvalues", "pseudo_inverse", "smallest_eigenvalue"]
 

@@ -17,17 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import (
-    WORKSPACE_BYTES,
-    Array,
-    as_numpy,
-    astype,
-    check_number,
-    cholesky,
-    namespace,
-    row_slices,
-)
+from whence._arrays import WORKSPACE_BYTES, Array, as_numpy, astype, check_number, namespace, row_slices
 from whence._errors import NotPositiveDefiniteError, WhenceError
+from whence._linalg import cholesky
 from whence._sparse import SparseRows
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
