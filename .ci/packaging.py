@@ -42,6 +42,7 @@ CORE_TESTS = [
     "tests/test_arrays.py",
     "tests/test_errors.py",
     "tests/test_imports.py",
+    "tests/test_linalg.py",
     "tests/test_linear_layer.py",
     "tests/test_linear_layer_sequence.py",
     "tests/test_losses.py",
