@@ -82,7 +82,8 @@ def test_features_are_compared_by_their_size(size, tmp_path):
     refused(lambda: build(tmp_path / "index", scaled(1.03)), "features that differ by 0.03 of the largest")
 
 
-def test_a_lock_that_is_given_up_names_nobody(tmp_path):
+def test_a_lock_names_its_holder_and_nobody_when_it_is_given_up(tmp_path):
+    (tmp_path / "lock").write_text("1234567890123")  # of a process that was killed
     with Lock(tmp_path):
         assert (tmp_path / "lock").read_text() == str(os.getpid())
     assert (tmp_path / "lock").read_bytes() == b""
