@@ -172,6 +172,10 @@ ROWS = dict(rows_of_numbers()) | {
         lambda w: w.lje.influences(TESTED, groups=np.full(N, 10**9)),
         ("groups", "from 0 to N - 1", "1000000000", "Number the groups"),
     ),
+    "groups, a negative number that is not -1": (
+        lambda w: w.lje.influences(TESTED, groups=np.full(N, -2)),
+        ("groups", "or -1 for none", "-2", "Number the groups"),
+    ),
     "groups, too few": (
         lambda w: w.lje.influences(TESTED, groups=[0, 1]),
         ("groups", f"{N} integers", "shape (2,)", "in the order"),

@@ -217,6 +217,16 @@ def test_predictions_and_labels_by_hand(xp):
         np.testing.assert_array_equal(as_numpy(loss.labels(target)), labels)
 
 
+def test_one_output_has_no_other_to_be_compared_with():
+    u = np.asarray([[2.0], [-1.0]])
+    np.testing.assert_array_equal(SoftmaxCrossEntropy().margin(u, np.asarray([0, 0])), [2.0, -1.0])
+
+
+def test_fractions_are_no_classes():
+    with pytest.raises(WhenceError, match="class numbers from 0 to 2, or rows of 3 probabilities"):
+        SoftmaxCrossEntropy().encode(np.asarray([0.5, 1.0]), 3, "batch 0")
+
+
 def test_encoded_labels_keep_their_kind():
     softmax, squared = SoftmaxCrossEntropy(), SquaredError()
     assert softmax.encode(np.uint8([0, 2]), 3, "batch 0").dtype == np.int64

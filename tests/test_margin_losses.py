@@ -65,6 +65,14 @@ def test_predictions_margins_and_labels_by_hand():
         np.testing.assert_array_equal(loss.predictions(far), [1])
 
 
+def test_what_a_loss_is_for():
+    for loss in (SquaredHinge(), ModifiedHuber(), Exponential(), BrierScore()):
+        assert loss.is_classification
+    assert not Poisson().is_classification
+    assert not Poisson().margin_compares_outputs  # its margin is minus the loss
+    assert BrierScore().margin_compares_outputs
+
+
 def test_brier_score_names_a_class_outside_the_outputs():
     with pytest.raises(WhenceError, match="class numbers from 0 to 2, got class 3"):
         BrierScore().encode(np.asarray([0, 3]), 3, "batch 0")

@@ -80,6 +80,14 @@ def test_without_a_bias(head):
     assert_close(values_of(method, plain).sum(axis=1), total, REFIT)
 
 
+def test_passes_over_the_training_set_are_counted(head):
+    method = made(head)
+    objective = _Objective(method.layer, DoubleBlocks(method.index), 0.1)
+    assert objective.evaluations == 0
+    objective(np.zeros(method.layer.theta.size))
+    assert objective.evaluations == 1
+
+
 def test_the_refit_descends_what_its_gradient_is_of(head):
     method = made(head)
     objective = _Objective(method.layer, DoubleBlocks(method.index), 0.1)

@@ -519,7 +519,9 @@ def test_right_hand_sides_that_are_not_finite_or_none(solver):
     spoiled[0, 2, 1] = np.nan
     with pytest.raises(WhenceError, match="1 NaN or infinite"):
         ihvp.solve(spoiled)
-    assert ihvp.solve(np.zeros((0, 5, 3))).value.shape == (0, 5, 3)
+    nothing = ihvp.solve(np.zeros((0, 5, 3)))
+    assert nothing.value.shape == (0, 5, 3)
+    assert (nothing.converged, nothing.iterations, nothing.relative_residual) == (True, 0, 0.0)
     assert not ihvp.solve(np.zeros((1, 5, 3))).value.any()
 
 

@@ -59,6 +59,19 @@ def test_a_manifest_that_its_shards_contradict_is_refused(key, folder):
     refused(lambda: StoredIndex(folder), f"shards of {N} samples in all, {{{making.D}}} features wide")
 
 
+def test_folders_above_an_index_are_made(tmp_path):
+    build(tmp_path / "some" / "where" / "index", batches(20))
+    assert StoredIndex(tmp_path / "some" / "where" / "index").n_samples == 20
+
+
+def test_opening_an_index_shows_no_bar(folder, capsys):
+    pytest.importorskip("tqdm")
+    StoredIndex(folder)
+    assert not capsys.readouterr().err
+    StoredIndex(folder, progress=True)
+    assert "checking the index" in capsys.readouterr().err
+
+
 def test_a_training_set_that_goes_on_says_from_where(tmp_path):
     build(tmp_path / "index", batches(N - 10))
     (tmp_path / "index" / "manifest.json").unlink()

@@ -346,6 +346,22 @@ def test_targets_of_another_kind_are_refused(shape, dtype, folder):
     refused(lambda: whence.load_index(folder), f"target of {N} samples of shape", dtype)
 
 
+def test_rows_that_end_before_they_begin_are_refused(folder):
+    file = folder / "features-indptr-00000.npy"
+    if not file.exists():  # dense features have none
+        stamped(folder, "features-00000.npy", npy(np.zeros((N, D + 1), "c16")))
+        refused(lambda: whence.load_index(folder), "complex128")
+        return
+    ends = np.load(file)
+    ends[1], ends[2] = ends[2], ends[1]
+    assert ends[1] > ends[2]
+    stamped(folder, file.name, npy(ends))
+    refused(lambda: whence.load_index(folder), "sparse features with entries outside")
+
+
 def test_a_record_of_another_kind_is_named():
+    assert difference({"n_samples": 3, "n_features": 0, "files": {}}, SHARD) == (
+        "n_features is 0, not a number from 1 on"
+    )
     assert difference([], SHARD) == "it is [], not a record"
     assert difference({"shards": {}}, {"shards": [SHARD]}) == "shards is {}, not a list"
