@@ -7,6 +7,7 @@ from tolerances import FLOAT64, SOLVE, assert_close
 
 import whence
 from whence.attribution.ridge import Ridge as RidgeVotes
+from whence.attribution.ridge import target_rows
 from whence.engine import Threads
 from whence.losses import SoftmaxCrossEntropy
 
@@ -194,6 +195,12 @@ def test_too_many_features_for_memory(monkeypatch):
     method, data = made()
     with pytest.raises(whence.WhenceError, match=r"second moments fit into memory \(0 GiB here\)"):
         method.suspects(data, 1, score="ridge")
+
+
+def test_targets_as_rows():
+    assert target_rows(np.asarray([1, 0, 2]), 3).tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert target_rows(np.asarray([1, 0]), 1).tolist() == [[1], [0]]  # values of one output
+    assert target_rows(np.asarray([[0.25, 0.75]]), 2).tolist() == [[0.25, 0.75]]
 
 
 def test_a_call_may_ask_for_a_bar(capsys):

@@ -316,6 +316,15 @@ def test_batches_of_right_hand_sides(solver, monkeypatch, capsys):
     assert not capsys.readouterr().err  # one batch has no bar, whoever asks
 
 
+@pytest.mark.parametrize("solver", EVERY)
+def test_a_layer_of_one_feature(solver):
+    phi, target = np.asarray([[1.0], [2.0], [-1.0]]), np.asarray([[1.0], [0.0], [2.0]])
+    layer = LinearLayer(np.asarray([[0.5]]), SquaredError())
+    ihvp = EVERY[solver](0.5).build(layer, problems.Blocks(Block(phi, target), 2))
+    # ell = (u - y)^2: H = 2 (1 + 4 + 1) / 3 = 4
+    assert_close(ihvp.solve(np.full((1, 1, 1), 9.0)).value, np.full((1, 1, 1), 2.0), 5e-3)
+
+
 @pytest.mark.parametrize("solver", KRONECKER)
 def test_a_residual_is_not_hidden_by_right_hand_sides_that_cancel(solver):
     """It is measured on one random combination of them."""

@@ -98,6 +98,24 @@ def test_too_many_samples_for_the_memory(monkeypatch):
         WoodburyIHVPFactory().build(layer, blocks)
 
 
+@pytest.mark.parametrize(
+    ("n_outputs", "loss", "needed"),
+    [
+        (3, SoftmaxCrossEntropy(), 8 * (3 * 30) ** 2 * 3),
+        (2, BinaryCrossEntropy(), 8 * 30**2 * (2 + 2)),
+    ],
+    ids=["outputs together", "outputs apart"],
+)
+def test_what_counts_is_the_memory_that_is_needed(n_outputs, loss, needed, monkeypatch):
+    blocks = Wide(n_outputs, False)
+    layer = LinearLayer(blocks.theta, loss, has_bias=True)
+    monkeypatch.setattr(woodbury, "memory_bytes", lambda: 1.01 * needed / 0.8)
+    WoodburyIHVPFactory().build(layer, blocks)
+    monkeypatch.setattr(woodbury, "memory_bytes", lambda: 0.99 * needed / 0.8)
+    with pytest.raises(WhenceError, match="fits into memory"):
+        WoodburyIHVPFactory().build(layer, blocks)
+
+
 @pytest.mark.parametrize("name", ["Welsch", "Welsch, one output"])
 def test_a_loss_that_is_not_convex_is_refused(name):
     problem = problems.problem(name)

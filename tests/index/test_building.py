@@ -115,6 +115,13 @@ def test_ids_that_were_harmed_are_found(verify, tmp_path):
         assert StoredIndex(tmp_path / "index", verify=False).n_samples == N
 
 
+def test_ids_may_be_objects_if_all_are_texts(tmp_path):
+    names = np.asarray([f"sample {i}" for i in range(N)], dtype=object)  # as pandas gives them
+    assert build(tmp_path / "index", ids=names).ids[7] == "sample 7"
+    names[3] = 3
+    refused(lambda: build(tmp_path / "other", ids=names), "ids: expected strings or integers")
+
+
 def test_the_first_of_ids_that_occur_twice_is_named(tmp_path):
     ids = [str(i) for i in range(N)]
     ids[5], ids[7] = ids[50], ids[300]

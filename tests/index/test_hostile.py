@@ -346,6 +346,11 @@ def test_targets_of_another_kind_are_refused(shape, dtype, folder):
     refused(lambda: whence.load_index(folder), f"target of {N} samples of shape", dtype)
 
 
+def test_labels_that_the_loss_does_not_take_are_refused(folder):
+    stamped(folder, "target-00000.npy", npy(np.where(np.arange(N) == 7, C, Y)))
+    refused(lambda: whence.load_index(folder), "labels in shard 0 of", f"class {C}")
+
+
 def test_rows_that_end_before_they_begin_are_refused(folder):
     file = folder / "features-indptr-00000.npy"
     if not file.exists():  # dense features have none
