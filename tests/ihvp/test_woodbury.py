@@ -140,7 +140,9 @@ def test_the_residual_is_measured():
 def test_nothing_to_solve():
     blocks = Wide(1, True)
     layer = LinearLayer(blocks.theta, BinaryCrossEntropy(), has_bias=True)
-    assert WoodburyIHVPFactory().build(layer, blocks).solve(np.empty((0, 91, 1))).value.shape == (0, 91, 1)
+    nothing = WoodburyIHVPFactory().build(layer, blocks).solve(np.empty((0, 91, 1)))
+    assert nothing.value.shape == (0, 91, 1)
+    assert (nothing.converged, nothing.iterations, nothing.relative_residual) == (True, 0, 0.0)
 
 
 @pytest.mark.parametrize(
