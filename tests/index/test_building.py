@@ -7,18 +7,11 @@ import making
 import numpy as np
 import pytest
 from making import BATCH, IDENTITY, SHARD_ROWS, N, batches, build, contents
+from refusing import refused
 
-from whence import WhenceError
 from whence.index import Index, StoredIndex, Writer, shuffle_buffer_sample
 from whence.index.files import Lock
 from whence.index.shard import Shard
-
-
-def refused(call, *parts):
-    with pytest.raises(WhenceError) as caught:
-        call()
-    for part in parts:
-        assert part in str(caught.value)
 
 
 @pytest.fixture

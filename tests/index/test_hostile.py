@@ -15,6 +15,7 @@ import pytest
 import scipy.sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from refusing import refused
 
 import whence
 from whence import WhenceError
@@ -69,14 +70,6 @@ def use(folder, make=None, verify=True):
         if make is not None:
             with contextlib.suppress(WhenceError):
                 make(folder).explain((X[:2], Y[:2]), k=1)
-
-
-def refused(call, *parts):
-    with pytest.raises(WhenceError) as caught:
-        call()
-    for part in parts:
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def method_of(folder):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 from making import BATCH, IDENTITY, SHARD_ROWS, N, batches, build, contents
+from refusing import refused
 
-from whence import WhenceError
 from whence._arrays import as_numpy
 from whence._sparse import SparseRows
 from whence.index import Index, StoredIndex, Writer, holds_index, write_index
@@ -46,16 +46,6 @@ def reference(layout, tmp_path_factory):
 def folder(reference, tmp_path):
     """A copy of it."""
     return Path(shutil.copytree(reference, tmp_path / "index"))
-
-
-def refused(call, *parts):
-    """Return the message of the error that ``call`` raises, which holds all ``parts``."""
-    with pytest.raises(WhenceError) as caught:
-        call()
-    message = str(caught.value)
-    for part in parts:
-        assert part in message
-    return message
 
 
 def in_memory(ids=None):
