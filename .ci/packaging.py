@@ -41,16 +41,16 @@ CORE_TESTS = [
     "tests/ihvp/test_exact.py",
     "tests/ihvp/test_woodbury.py",
     "tests/index/test_store.py",
-    "tests/test_arrays.py",
+    "tests/arrays/test_base.py",
     "tests/test_errors.py",
     "tests/test_imports.py",
-    "tests/test_linalg.py",
-    "tests/test_linear_layer.py",
-    "tests/test_linear_layer_sequence.py",
-    "tests/test_losses.py",
-    "tests/test_margin_losses.py",
+    "tests/arrays/test_symmetric.py",
+    "tests/layers/test_linear_layer.py",
+    "tests/layers/test_linear_layer_sequence.py",
+    "tests/layers/test_losses.py",
+    "tests/layers/test_margin_losses.py",
     "tests/test_missing_extras.py",
-    "tests/test_search.py",
+    "tests/search/test_scores.py",
 ]
 TOOLS = ("hypothesis", "psutil", "pytest", "threadpoolctl")
 #: What the lower bounds are tried on, besides these: the adapters, the answers and the command line.
@@ -65,12 +65,12 @@ LOWEST_TESTS = [
     "tests/models/test_sklearn.py",
     "tests/models/test_trees.py",
     "tests/report",
-    "tests/test_data.py",
-    "tests/test_evaluation.py",
-    "tests/test_explanation.py",
+    "tests/data/test_base.py",
+    "tests/evaluation/test_evaluation.py",
+    "tests/answers/test_explanation.py",
     "tests/test_label_errors.py",
     "tests/test_progress.py",
-    "tests/test_sparse.py",
+    "tests/arrays/test_sparse.py",
 ]
 #: Importing whence may take this share of what its dependencies take.
 OWN_SHARE = 1 / 3
@@ -107,7 +107,7 @@ USES = {
     "demo": "from whence.cli import main; assert main(['demo', '-q', '-o', OUT + '/demo.html']) == 0",
     "distributed": ARRAYS
     + "import dask.distributed, upath\n"
-    + "from whence.engine import as_engine\n"
+    + "from whence.engine.base import as_engine\n"
     + "with dask.distributed.Client(processes=False, n_workers=1, dashboard_address=None) as client:\n"
     + "    as_engine(client)\n"
     + "from whence._paths import as_path\n"

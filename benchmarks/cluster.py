@@ -29,13 +29,13 @@ from scale import C, D, blocks
 from threadpoolctl import threadpool_limits
 
 import whence
-from whence import engine
 from whence.attribution.base import Vectors
-from whence.engine_dask import Cluster
+from whence.engine import base as engine
+from whence.engine.cluster import Cluster
 from whence.index import Method, StoredIndex, Writer, shard
-from whence.losses import SoftmaxCrossEntropy
-from whence.search import LinearNearestNeighbors, Queries, scores
-from whence.top_k import ORDER
+from whence.layers.losses import SoftmaxCrossEntropy
+from whence.search.scores import LinearNearestNeighbors, Queries, scores
+from whence.search.top_k import ORDER
 
 BLOCK_BYTES = 64 * 2**20
 TOP = 5

@@ -8,7 +8,7 @@ that of ``docs/howto/laptop-to-cluster.md``; ``--network`` and ``--storage`` (by
 are assumptions. Then the parts of each step are simulated on a queue, as Dask's scheduler deals them out:
 each takes its time at random (10 % standard deviation), one worker in fifty is three times slower than the
 others, one part in a hundred takes five times as long, and one worker in a hundred is lost halfway and its
-part done again. Sums go up the tree of ``whence.engine.Fold``.
+part done again. Sums go up the tree of ``whence.engine.base.Fold``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import scipy.linalg
 from _common import parser
 from threadpoolctl import threadpool_limits
 
-from whence.engine import BRANCHES, MAX_PARTS, PART_ROWS, Fold
+from whence.engine.base import BRANCHES, MAX_PARTS, PART_ROWS, Fold
 from whence.index.files import check_checksum, open_array, write_array
 from whence.index.shard import SHARD_BYTES
 

@@ -29,8 +29,8 @@ from _common import parser
 
 import whence
 from whence.ihvp.base import DEFAULT_DAMPING
-from whence.linear_layer import Block, LinearLayer
-from whence.losses import BinaryCrossEntropy
+from whence.layers.linear_layer import Block, LinearLayer
+from whence.layers.losses import BinaryCrossEntropy
 
 CHECKED = (0.05, 0.10, 0.20, 0.30, 0.40, 0.50)
 FLIPPED = 0.3

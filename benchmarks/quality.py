@@ -37,7 +37,7 @@ N_FOLLOWED, N_LEFT_OUT, N_SUBSETS, N_REMOVED = 20, 100, 30, 20
 
 def left_out(method: Any) -> dict[str, np.ndarray]:
     """Return scores from what the layer would say of its samples without them, in both forms."""
-    from whence._arrays import as_numpy
+    from whence.arrays.base import as_numpy
     from whence.attribution.leverage import leave_one_out_residuals
 
     (block,) = method.index
@@ -61,7 +61,7 @@ def refitted(method: Any) -> np.ndarray:
     In the form with leverage; of the dampings the one with the lowest leave-one-out loss.
     """
     import whence
-    from whence._arrays import as_numpy
+    from whence.arrays.base import as_numpy
     from whence.attribution.leverage import leave_one_out_residuals
     from whence.attribution.refit import refit
 

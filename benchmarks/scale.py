@@ -92,7 +92,7 @@ def build(n_samples: int, folder: Path) -> dict:
     """Build and scan an index, and make a method on it."""
     import whence
     from whence.index import StoredIndex, Writer
-    from whence.losses import SoftmaxCrossEntropy
+    from whence.layers.losses import SoftmaxCrossEntropy
     from whence.models.stored import StoredModel, describe_layer
 
     path = folder / "index"

@@ -22,12 +22,12 @@ from _common import Workload, data_of, parser
 from threadpoolctl import threadpool_limits
 
 import whence
-from whence._hashing import hashed_rows
+from whence.arrays.hashing import hashed_rows
 from whence.attribution.base import Vectors
 from whence.index import Index, Method
-from whence.losses import SoftmaxCrossEntropy
-from whence.search import LinearNearestNeighbors, Queries, scores
-from whence.top_k import ORDER
+from whence.layers.losses import SoftmaxCrossEntropy
+from whence.search.scores import LinearNearestNeighbors, Queries, scores
+from whence.search.top_k import ORDER
 
 WORK = Workload("W2", 10_000, 128, 10)
 SMALL = Workload("smoke", 500, 16, 4)

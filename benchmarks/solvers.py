@@ -35,8 +35,8 @@ from _common import (
 
 import whence
 from whence.ihvp.operator import DampedHessian
-from whence.linear_layer import Block, LinearLayer
-from whence.losses import SoftmaxCrossEntropy
+from whence.layers.linear_layer import Block, LinearLayer
+from whence.layers.losses import SoftmaxCrossEntropy
 
 CASES = [
     Workload("W1", 1437, 64, 10),

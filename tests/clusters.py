@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whence import engine
+from whence.engine import base as engine
 from whence.index import shard
 
-SOURCE = str(Path(engine.__file__).parents[1])
+SOURCE = str(Path(engine.__file__).parents[2])
 
 
 @contextlib.contextmanager

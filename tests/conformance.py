@@ -19,7 +19,7 @@ from reference import Dense, LocalJacobianExpansion, ridge_without_each
 from tolerances import assert_close
 
 import whence
-from whence.losses import SoftmaxCrossEntropy
+from whence.layers.losses import SoftmaxCrossEntropy
 from whence.models.adapter import ADAPTERS, Adapter, LossSpec, Weights
 from whence.models.differentiated import DifferentiatedLoss
 

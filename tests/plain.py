@@ -8,7 +8,7 @@ import pytest
 import reference
 
 import whence
-from whence.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
+from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.models import adapter
 from whence.models.adapter import Adapter, LossSpec, Weights
 

@@ -11,8 +11,8 @@ import numpy as np
 import reference
 from array_api_compat import array_namespace
 
-from whence.linear_layer import Block, LinearLayer
-from whence.losses import (
+from whence.layers.linear_layer import Block, LinearLayer
+from whence.layers.losses import (
     BinaryCrossEntropy,
     Curvature,
     Loss,

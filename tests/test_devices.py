@@ -7,7 +7,7 @@ import reference
 from tolerances import FLOAT64, SOLVE, assert_close
 
 from whence.ihvp.exact import ExactIHVP
-from whence.linear_layer import Block, LinearLayer
+from whence.layers.linear_layer import Block, LinearLayer
 
 strict = pytest.importorskip("array_api_strict")
 #: Not the default device; arrays of two devices refuse to be combined.

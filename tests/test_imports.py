@@ -11,32 +11,20 @@ import whence
 
 ROOT = Path(whence.__file__).parent
 
-#: From the ground up: a module imports from its own unit and from those before it. A new module joins a
-#: unit (``data_torch`` belongs to ``data``, ``models/keras`` to ``models``) or is given a place here.
+#: From the ground up: a module imports from its own room and from those before it.
 ORDER = [
     "_errors",
     "_paths",
     "progress",
-    "_sparse",
-    "_arrays",
-    "_linalg",
-    "_hashing",
-    "_tables",
-    "blocks",
+    "arrays",
     "engine",
-    "curvature",
-    "losses",
-    "margin_losses",
-    "linear_layer",
+    "layers",
     "ihvp",
     "data",
     "index",
-    "top_k",
     "search",
     "models",
-    "frames",
-    "suspects",
-    "explanation",
+    "answers",
     "attribution",
     "label_errors",
     "report",
@@ -48,24 +36,12 @@ ORDER = [
 #: What a function may import against that order, when it is called: answers draw themselves, and the
 #: report and the command line say which version they are of.
 UPWARD_WHEN_CALLED = {
-    ("explanation", "report"),
-    ("suspects", "report"),
+    ("answers", "report"),
     ("report", "whence"),
     ("cli", "whence"),
 }
 #: The mathematics is written once, against the array API standard.
-MATHEMATICS = [
-    "_arrays",
-    "_linalg",
-    "blocks",
-    "curvature",
-    "losses",
-    "linear_layer",
-    "ihvp",
-    "top_k",
-    "search",
-    "attribution",
-]
+MATHEMATICS = ["arrays", "engine", "layers", "ihvp", "search", "attribution"]
 FRAMEWORKS = {"jax", "keras", "lightgbm", "sklearn", "tensorflow", "torch", "xgboost"}
 CORE = {"array_api_compat", "numpy", "scipy"}
 #: Modules that are themselves imported only when called for, and what they may import at once.
@@ -73,7 +49,7 @@ ON_DEMAND = {
     "whence.cli.app": {"typer"},
     "whence.cli.options": {"typer"},
     "whence.cli.show": {"rich"},
-    "whence.data_torch": {"torch"},
+    "whence.data.torch": {"torch"},
     "whence.label_errors": {"sklearn"},
 }
 
@@ -88,9 +64,7 @@ MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
 def unit_of(module):
-    first = "whence" if module == "whence" else module.split(".")[1]
-    family = first.split("_")[0]
-    return family if family in ORDER and first not in ORDER else first
+    return "whence" if module == "whence" else module.split(".")[1]
 
 
 def imports_of(module, path):
@@ -119,13 +93,13 @@ IMPORTS = {module: list(imports_of(module, path)) for module, path in MODULES.it
 
 
 def test_the_walk_sees_what_it_should():
-    assert ("whence._arrays", False) in IMPORTS["whence.losses"]
-    assert ("whence.linear_layer", False) in IMPORTS["whence.ihvp.exact"]
+    assert ("whence.arrays.base", False) in IMPORTS["whence.layers.losses"]
+    assert ("whence.layers.linear_layer", False) in IMPORTS["whence.ihvp.exact"]
     assert any(deferred for imports in IMPORTS.values() for _, deferred in imports)
-    assert unit_of("whence.data_torch") == "data"
-    assert unit_of("whence.models.keras") == "models"
-    assert unit_of("whence._arrays") == "_arrays"
-    assert unit_of("whence.linear_layer") == "linear_layer"
+    assert unit_of("whence.data.torch") == "data"
+    assert unit_of("whence.models.keras.adapter") == "models"
+    assert unit_of("whence.arrays.base") == "arrays"
+    assert unit_of("whence.label_errors") == "label_errors"
 
 
 @pytest.mark.parametrize("module", MODULES)

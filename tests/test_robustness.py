@@ -13,8 +13,8 @@ from tolerances import assert_close
 import whence
 from whence import NotConvergedError, NotPositiveDefiniteError, WhenceError
 from whence.ihvp import WoodburyIHVPFactory
-from whence.linear_layer import Block, LinearLayer
-from whence.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, log_softmax
+from whence.layers.linear_layer import Block, LinearLayer
+from whence.layers.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, log_softmax
 
 RNG = np.random.default_rng(0)
 N, D, C = 12, 4, 3

@@ -2,13 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from whence._arrays import import_extra
 from whence._errors import (
     MissingExtraError,
     NotConvergedError,
     NotPositiveDefiniteError,
     WhenceError,
 )
+from whence.answers.explanation import Explanation
+from whence.answers.suspects import Suspects
+from whence.arrays.base import import_extra
 from whence.attribution import (
     Attribution,
     FeatureSimilarity,
@@ -20,10 +22,9 @@ from whence.attribution import (
     TrainingLoss,
     load_index,
 )
-from whence.data_readers import Sharded
-from whence.engine import Threads
-from whence.engine_dask import Cluster
-from whence.explanation import Explanation
+from whence.data.readers import Sharded
+from whence.engine.base import Threads
+from whence.engine.cluster import Cluster
 from whence.ihvp import (
     CGDIHVPFactory,
     ExactIHVPFactory,
@@ -35,11 +36,10 @@ from whence.ihvp import (
     WoodburyIHVPFactory,
 )
 from whence.index import CACHE, Index
-from whence.linear_layer import LinearLayer
+from whence.layers.linear_layer import LinearLayer
 from whence.models import InfluenceModel
-from whence.search import BaseNearestNeighbors, LinearNearestNeighbors
-from whence.suspects import Suspects
-from whence.top_k import ORDER
+from whence.search.scores import BaseNearestNeighbors, LinearNearestNeighbors
+from whence.search.top_k import ORDER
 
 if TYPE_CHECKING:
     from whence.label_errors import LabelErrors

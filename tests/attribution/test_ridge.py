@@ -8,8 +8,8 @@ from tolerances import FLOAT64, SOLVE, assert_close
 import whence
 from whence.attribution.ridge import Ridge as RidgeVotes
 from whence.attribution.ridge import target_rows
-from whence.engine import Threads
-from whence.losses import SoftmaxCrossEntropy
+from whence.engine.base import Threads
+from whence.layers.losses import SoftmaxCrossEntropy
 
 pytest.importorskip("sklearn")
 from sklearn.datasets import make_classification

@@ -282,7 +282,7 @@ def test_one_sigmoid_output_is_turned_position_by_position():
     net = model(1, "binary_crossentropy", "sigmoid")
     lje = expansion(net, (X, (Y > 0).astype(float)))
     found = lje.explain((NEW_X,), k=N)
-    u = lje.influence_model.observe(whence.data.Batch(NEW_X, None, None, 0)).phi @ lje.layer.theta
+    u = lje.influence_model.observe(whence.data.base.Batch(NEW_X, None, None, 0)).phi @ lje.layer.theta
     signs = np.where(u[..., 0] < 0, -1.0, 1.0)
     assert {-1.0, 1.0} <= set(signs[NEW_VISIBLE])
     np.testing.assert_array_equal(found.signs, np.where(NEW_VISIBLE, signs, np.nan))

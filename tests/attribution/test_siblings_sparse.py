@@ -6,8 +6,8 @@ from ensembles import trained
 from tolerances import FLOAT64, assert_close
 
 import whence
-from whence._sparse import SparseRows
-from whence.models.trees import TreeAdapter
+from whence.arrays.sparse import SparseRows
+from whence.models.sklearn.trees import TreeAdapter
 
 METHODS = {
     "expansion": (whence.RepresenterPointLJE, {}),

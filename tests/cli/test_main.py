@@ -6,14 +6,14 @@ import sys
 import pytest
 
 import whence
-import whence.demo
-import whence.demo_report
+import whence.demo.report
+import whence.demo.run
 from whence.cli import main
 
 
 @pytest.fixture
 def result(tmp_path):
-    return whence.demo_report.DemoResult(
+    return whence.demo.report.DemoResult(
         path=tmp_path / "page.html",
         n_training=1000,
         n_wrong=100,
@@ -22,7 +22,7 @@ def result(tmp_path):
         n_memorised=3,
         n_checked=(50, 100, 150),
         found={"leave_one_out": (48, 91, 97), "self_influence": (30, 60, 80), "loss": (47, 92, 98)},
-        completeness=whence.demo_report.Completeness(1e-7, 2e-6, 0.25, 0.75, 3.5, 0.9),
+        completeness=whence.demo.report.Completeness(1e-7, 2e-6, 0.25, 0.75, 3.5, 0.9),
         seconds=12.3,
     )
 
@@ -104,7 +104,7 @@ def test_demo_prints_a_table(monkeypatch, capsys, result, tmp_path):
         keywords["say"]("Loading Keras")
         return result
 
-    monkeypatch.setattr(whence.demo, "run", run)
+    monkeypatch.setattr(whence.demo.run, "run", run)
     assert main(["demo", "-o", str(tmp_path / "page.html"), "--seed", "3"]) == 0
     shown = capsys.readouterr()
     assert shown.err == "Loading Keras …\n"
@@ -124,7 +124,7 @@ def test_quiet(monkeypatch, capsys, result):
         keywords["say"]("Loading Keras")
         return result
 
-    monkeypatch.setattr(whence.demo, "run", run)
+    monkeypatch.setattr(whence.demo.run, "run", run)
     assert main(["demo", "-q"]) == 0
     assert asked["progress"] is False
     assert capsys.readouterr().err == ""
@@ -148,7 +148,7 @@ def test_debug_stands_anywhere(arguments, monkeypatch):
     def run(output, **keywords):
         raise KeyError("digits")
 
-    monkeypatch.setattr(whence.demo, "run", run)
+    monkeypatch.setattr(whence.demo.run, "run", run)
     with pytest.raises(KeyError, match="digits"):
         main(arguments)
 
@@ -174,7 +174,7 @@ def test_other_errors_take_one_line_too(error, code, line, monkeypatch, capsys):
     def run(output, **keywords):
         raise error
 
-    monkeypatch.setattr(whence.demo, "run", run)
+    monkeypatch.setattr(whence.demo.run, "run", run)
     assert main(["demo"]) == code
     shown = capsys.readouterr().err
     assert shown.startswith(line)
@@ -185,7 +185,7 @@ def test_stopped(monkeypatch, capsys):
     def run(output, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(whence.demo, "run", run)
+    monkeypatch.setattr(whence.demo.run, "run", run)
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "Stopped.\n"
 

@@ -9,12 +9,13 @@ import reference
 import tolerances
 from tolerances import LANCZOS, SOLVE, SOLVE_FLOAT32, assert_close
 
-from whence import ExactIHVPFactory, NotPositiveDefiniteError, WhenceError, _arrays
-from whence._arrays import as_numpy
+from whence import ExactIHVPFactory, NotPositiveDefiniteError, WhenceError
+from whence.arrays import base as arrays
+from whence.arrays.base import as_numpy
 from whence.ihvp import InverseHessianVectorProduct, exact
 from whence.ihvp.exact import ExactIHVP
-from whence.linear_layer import Block, LinearLayer
-from whence.losses import SoftmaxCrossEntropy, SquaredError
+from whence.layers.linear_layer import Block, LinearLayer
+from whence.layers.losses import SoftmaxCrossEntropy, SquaredError
 
 
 @pytest.fixture(params=problems.CONVEX, ids=str)
@@ -93,7 +94,7 @@ def test_pieces_and_blocks_of_any_size_give_the_same(name, monkeypatch):
     r, outputs = layer.residuals(block), np.arange(problems.N) % layer.n_outputs
     whole = ExactIHVP(layer, problem.blocks(rows=problems.N), 1e-3)
     for name in ("ENOUGH_ROWS", "CACHE_BYTES", "WORKSPACE_BYTES"):  # 16 rows at once, the least
-        monkeypatch.setattr(_arrays, name, 1)
+        monkeypatch.setattr(arrays, name, 1)
     pieces = ExactIHVP(layer, problem.blocks(rows=3), 1e-3)
     assert_close(pieces.solve(right).value, whole.solve(right).value, SOLVE)
     chosen = whole.self_products(block.phi, r, outputs)

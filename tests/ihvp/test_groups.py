@@ -14,8 +14,8 @@ from whence import (
     WhenceError,
 )
 from whence.ihvp import ExactIHVP
-from whence.linear_layer import Block, LinearLayer
-from whence.losses import SquaredError
+from whence.layers.linear_layer import Block, LinearLayer
+from whence.layers.losses import SquaredError
 
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")

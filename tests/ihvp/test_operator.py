@@ -7,7 +7,7 @@ import pytest
 from whence import CGDIHVPFactory, NotPositiveDefiniteError
 from whence.ihvp import operator
 from whence.ihvp.operator import DampedHessian, second_moment
-from whence.linear_layer import Block
+from whence.layers.linear_layer import Block
 
 
 def symmetric(eigenvalues, rng):

@@ -18,10 +18,10 @@ from whence import (
     NotPositiveDefiniteError,
     WhenceError,
 )
-from whence._arrays import as_numpy
+from whence.arrays.base import as_numpy
 from whence.ihvp import iterative, lissa, operator
-from whence.linear_layer import Block, LinearLayer
-from whence.losses import SoftmaxCrossEntropy, SquaredError
+from whence.layers.linear_layer import Block, LinearLayer
+from whence.layers.losses import SoftmaxCrossEntropy, SquaredError
 
 # OpenBLAS reads, and does not use, memory behind a narrow float32 matrix; what lies there may be a NaN.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")

@@ -15,11 +15,11 @@ from whence import (
     WhenceError,
     WoodburyIHVPFactory,
 )
-from whence._arrays import as_numpy
-from whence._sparse import SparseRows
+from whence.arrays.base import as_numpy
+from whence.arrays.sparse import SparseRows
 from whence.ihvp import kronecker, woodbury
-from whence.linear_layer import Block, LinearLayer
-from whence.losses import BinaryCrossEntropy, SoftmaxCrossEntropy
+from whence.layers.linear_layer import Block, LinearLayer
+from whence.layers.losses import BinaryCrossEntropy, SoftmaxCrossEntropy
 
 
 class Wide:

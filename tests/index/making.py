@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import scipy.sparse
 
-from whence._sparse import SparseRows
+from whence.arrays.sparse import SparseRows
 from whence.index import Writer, shard
 
 N, D = 400, 5

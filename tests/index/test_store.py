@@ -15,8 +15,8 @@ import scipy.sparse
 from making import BATCH, IDENTITY, SHARD_ROWS, N, batches, build, contents
 from refusing import refused
 
-from whence._arrays import as_numpy
-from whence._sparse import SparseRows
+from whence.arrays.base import as_numpy
+from whence.arrays.sparse import SparseRows
 from whence.index import Index, StoredIndex, Writer, holds_index, write_index
 from whence.index.files import Lock
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import whence
-from whence import losses
-from whence.linear_layer import Block
+from whence.layers import losses as losses
+from whence.layers.linear_layer import Block
 from whence.models.differentiated import DifferentiatedLoss
 
 keras = pytest.importorskip("keras")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import whence
-from whence.data import open_dataset
-from whence.data_readers import ArraysReader, BatchReader, ShardedReader, is_small
-from whence.engine import Serial
+from whence.data.base import open_dataset
+from whence.data.readers import ArraysReader, BatchReader, ShardedReader, is_small
+from whence.engine.base import Serial
 
 linear_model = pytest.importorskip("sklearn.linear_model")
 

@@ -7,7 +7,7 @@ import pytest
 from tolerances import FLOAT32, FLOAT64, assert_close
 
 import whence
-from whence.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from whence.layers.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")

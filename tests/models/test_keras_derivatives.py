@@ -6,8 +6,8 @@ import tolerances
 from tolerances import assert_close
 
 import whence
-from whence.data import open_dataset
-from whence.linear_layer import Block, flatten, unflatten
+from whence.data.base import open_dataset
+from whence.layers.linear_layer import Block, flatten, unflatten
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")

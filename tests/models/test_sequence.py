@@ -5,7 +5,7 @@ import pytest
 from tolerances import FLOAT64, assert_close
 
 import whence
-from whence import losses
+from whence.layers import losses as losses
 from whence.models.differentiated import DifferentiatedLoss
 
 keras = pytest.importorskip("keras")
@@ -235,7 +235,7 @@ def test_the_model_is_observed_by_position():
     model, loss, x, y, _ = build("masked words")
     wrapped = whence.InfluenceModel(model, loss_function=loss)
     weight = np.where(np.arange(N) == 1, 0.0, 2.0)
-    seen = wrapped.observe(whence.data.Batch(x, y, weight, 0))
+    seen = wrapped.observe(whence.data.base.Batch(x, y, weight, 0))
     assert seen.phi.shape == (N, L, 4)
     np.testing.assert_array_equal(seen.phi[:, :, -1], 1)
     np.testing.assert_array_equal(seen.visible, VISIBLE)

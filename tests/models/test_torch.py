@@ -8,7 +8,7 @@ from reference import Dense, LocalJacobianExpansion, softmax_cross_entropy
 from tolerances import SOLVE, assert_close
 
 import whence
-from whence.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from whence.layers.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from whence.models.differentiated import DifferentiatedLoss
 
 torch = pytest.importorskip("torch")

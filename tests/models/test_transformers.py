@@ -8,7 +8,7 @@ import pytest
 from tolerances import assert_close
 
 import whence
-from whence.losses import SoftmaxCrossEntropy
+from whence.layers.losses import SoftmaxCrossEntropy
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

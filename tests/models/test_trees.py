@@ -37,7 +37,7 @@ from tolerances import FLOAT64, assert_close
 
 import whence
 from whence import WhenceError
-from whence._sparse import SparseRows
+from whence.arrays.sparse import SparseRows
 
 
 def method(model, data, **options):
@@ -229,7 +229,7 @@ def test_a_frames_rows_name_the_samples():
 
 @pytest.mark.parametrize("case", ["xgboost, two classes", "xgboost, three classes"])
 def test_sparse_features_give_what_dense_ones_do(case, monkeypatch):
-    from whence.models.trees import TreeAdapter
+    from whence.models.sklearn.trees import TreeAdapter
 
     model, data = trained(case)
     queries = data[0][:9], data[1][:9]

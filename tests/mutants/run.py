@@ -25,13 +25,13 @@ class Mutant(NamedTuple):
 
 
 ARRAYS = "tests/attribution/test_on_arrays.py::"
-LAYER = "tests/test_linear_layer.py::"
-LOSSES = "tests/test_losses.py::"
-SEARCH = "tests/test_search.py::"
+LAYER = "tests/layers/test_linear_layer.py::"
+LOSSES = "tests/layers/test_losses.py::"
+SEARCH = "tests/search/test_scores.py::"
 EXACT = "tests/ihvp/test_exact.py::"
 SOLVERS = "tests/ihvp/test_solvers.py::"
 WOODBURY = "tests/ihvp/test_woodbury.py::"
-SEQUENCE = "tests/test_linear_layer_sequence.py::"
+SEQUENCE = "tests/layers/test_linear_layer_sequence.py::"
 
 DERIVATIVES = (f"{LAYER}test_derivatives_match_the_reference",)
 BY_HAND = (f"{LOSSES}test_value_residual_and_curvature",)
@@ -59,14 +59,14 @@ MUTANTS = [
     ),
     Mutant(
         "labels are ignored in residuals",
-        "losses.py",
+        "layers/losses.py",
         "return (total - rows) * p - rows * rest",
         "return total * (p - 1 / u.shape[1]) + 0 * rows * rest",
         (f"{ARRAYS}test_labels_count", *VALUES),
     ),
     Mutant(
         "the mean gradient is the sum",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         'return total(blocks, of_part, "mean gradient") / blocks.n_samples',
         'return total(blocks, of_part, "mean gradient")',
         DERIVATIVES,
@@ -87,14 +87,14 @@ MUTANTS = [
     ),
     Mutant(
         "a block's size stands for N in the Hessian product",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "        product /= blocks.n_samples\n",
         "        product /= next(iter(blocks)).phi.shape[0]\n",
         DERIVATIVES,
     ),
     Mutant(
         "a block's size stands for N in the Hessian of softmax",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "scale = 1.0 / blocks.n_samples\n        matrix, n_to_fill",
         "scale = 1.0 / next(iter(blocks)).phi.shape[0]\n        matrix, n_to_fill",
         DERIVATIVES,
@@ -251,63 +251,63 @@ MUTANTS = [
     # ---- losses
     Mutant(
         "softmax is curved without -pp^T",
-        "losses.py",
+        "layers/losses.py",
         "one = Curvature(diagonal=p, root=p, rows_sum_to_zero=True)",
         "one = Curvature(diagonal=p)",
         BY_HAND,
     ),
     Mutant(
         "softmax is curved as independent outputs",
-        "losses.py",
+        "layers/losses.py",
         "one = Curvature(diagonal=p, root=p, rows_sum_to_zero=True)",
         "one = Curvature(diagonal=p * (1 - p))",
         BY_HAND,
     ),
     Mutant(
         "label smoothing is left out",
-        "losses.py",
+        "layers/losses.py",
         "        if self.label_smoothing:\n",
         "        if False:\n",
         BY_HAND,
     ),
     Mutant(
         "binary cross-entropy smooths towards 1/C",
-        "losses.py",
+        "layers/losses.py",
         "rows * (1 - self.label_smoothing) + self.label_smoothing / 2",
         "rows * (1 - self.label_smoothing) + self.label_smoothing / u.shape[1]",
         BY_HAND,
     ),
     Mutant(
         "binary cross-entropy sums over outputs",
-        "losses.py",
+        "layers/losses.py",
         "return ((1 - rows) * sigmoid(u) - rows * sigmoid(-u)) / u.shape[1]",
         "return (1 - rows) * sigmoid(u) - rows * sigmoid(-u)",
         BY_HAND,
     ),
     Mutant(
         "squared error without its factor of two",
-        "losses.py",
+        "layers/losses.py",
         "return 2 * (u - astype(target, u.dtype)) / u.shape[1]",
         "return (u - astype(target, u.dtype)) / u.shape[1]",
         BY_HAND,
     ),
     Mutant(
         "the sigmoid overflows",
-        "losses.py",
+        "layers/losses.py",
         "    return xp.where(u >= 0, 1 / (1 + small), small / (1 + small))",
         "    return 1 / (1 + xp.exp(-u))",
         (f"{LOSSES}test_extreme_pre_activations",),
     ),
     Mutant(
         "the margin is taken to the best of all, the given one included",
-        "losses.py",
+        "layers/losses.py",
         "return mine - xp.max(xp.where(given, lowest, u), axis=1)",
         "return mine - xp.max(u, axis=1)",
         (f"{LOSSES}test_margins_by_hand",),
     ),
     Mutant(
         "a class one too large is taken",
-        "losses.py",
+        "layers/losses.py",
         "labels.max() >= n_outputs):",
         "labels.max() > n_outputs):",
         (f"{LOSSES}test_labels_of_the_wrong_kind",),
@@ -315,7 +315,7 @@ MUTANTS = [
     # ---- the layer
     Mutant(
         "theta is transposed, where it can be",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "        u = flat @ astype(like(self.theta, phi), phi.dtype)\n",
         "        w = astype(like(self.theta, phi), phi.dtype)\n"
         "        u = flat @ namespace(phi).reshape(w.T, w.shape)\n",
@@ -323,70 +323,70 @@ MUTANTS = [
     ),
     Mutant(
         "the bias is dropped",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "        u = flat @ astype(like(self.theta, phi), phi.dtype)\n",
         "        u = flat[:, :-1] @ astype(like(self.theta, phi), phi.dtype)[:-1, :]\n",
         DERIVATIVES,
     ),
     Mutant(
         "sample weights are ignored in gradients",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "            r = r * astype(rows.weight, r.dtype)[:, None]\n",
         "            r = r * 1\n",
         DERIVATIVES,
     ),
     Mutant(
         "sample weights are ignored in the Hessian",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "self.loss.curvature(u, rows.target).scaled(weight)",
         "self.loss.curvature(u, rows.target).scaled(None)",
         DERIVATIVES,
     ),
     Mutant(
         "sample weights scale a root that is not taken",
-        "curvature.py",
+        "layers/curvature.py",
         "self.root * xp.sqrt(column)",
         "self.root * column",
         DERIVATIVES,
     ),
     Mutant(
         "damping is dropped",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "lam = xp.full((self.n_features,), damping + self.l2, **kind)",
         "lam = xp.full((self.n_features,), self.l2, **kind)",
         (f"{LAYER}test_l2_lies_on_the_rows",),
     ),
     Mutant(
         "the bias is regularised like the kernel",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "            lam = assign(lam, -1, damping + self.bias_l2)\n",
         "            pass\n",
         (f"{LAYER}test_l2_lies_on_the_rows",),
     ),
     Mutant(
         "the product leaves the regulariser out",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "        product += lam[None, :, None] * vectors\n",
         "",
         DERIVATIVES,
     ),
     Mutant(
         "the diagonal blocks of softmax miss those to the right",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "                elif b > a:\n",
         "                elif b > a + 1:\n",
         DERIVATIVES,
     ),
     Mutant(
         "matrices are laid out input by input",
-        "linear_layer.py",
+        "layers/linear_layer.py",
         "    return xp.reshape(xp.matrix_transpose(matrices), (*lead, d * n_outputs))",
         "    return xp.reshape(matrices, (*lead, d * n_outputs))",
         (f"{LAYER}test_the_layout", f"{EXACT}test_solve"),
     ),
     Mutant(
         "positions that are hidden count",
-        "blocks.py",
+        "engine/blocks.py",
         "        if kept.shape[0] == weight.shape[0]:\n",
         "        if True:\n",
         (f"{SEQUENCE}test_what_is_hidden",),
@@ -472,28 +472,28 @@ MUTANTS = [
     # ---- the search
     Mutant(
         "the order of the best is turned",
-        "top_k.py",
+        "search/top_k.py",
         "self.sign: float = -1.0 if order is ORDER.DESCENDING else 1.0",
         "self.sign: float = 1.0 if order is ORDER.DESCENDING else -1.0",
         (f"{SEARCH}test_the_running_best",),
     ),
     Mutant(
         "equals at the cut are taken as they come",
-        "top_k.py",
+        "search/top_k.py",
         "    tied = (keys <= cut).sum(axis=1) > k\n",
         "    tied = (keys <= cut).sum(axis=1) > len(keys) * k + 10**9\n",
         (f"{SEARCH}test_long_blocks", f"{SEARCH}test_the_running_best"),
     ),
     Mutant(
         "blocks are numbered from one",
-        "search.py",
+        "search/scores.py",
         "best.add(block, start + rows.start)",
         "best.add(block, start + rows.start + 1)",
         (f"{SEARCH}test_the_result_does_not_depend",),
     ),
     Mutant(
         "the offset is left out of the scores",
-        "search.py",
+        "search/scores.py",
         "    result += queries.offsets[:, None]\n",
         "",
         (f"{SEARCH}test_scores",),

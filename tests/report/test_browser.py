@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import whence
-from whence.demo import run
+from whence.demo.run import run
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ import numpy as np
 
 import whence
 from whence import evaluation
-from whence.linear_layer import Block
-from whence.losses import SoftmaxCrossEntropy
+from whence.layers.linear_layer import Block
+from whence.layers.losses import SoftmaxCrossEntropy
 
 
 class Blocks:

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import as_array, as_numpy, check_finite
 from whence._errors import WhenceError
-from whence._tables import row_names
+from whence.answers.explanation import Explanation
+from whence.answers.suspects import Suspects
+from whence.arrays.base import as_array, as_numpy, check_finite
 from whence.attribution.base import Scorer, Vectors, all_scores, at_most, check_k
 from whence.attribution.question import Question, hide, join, positions_of
 from whence.attribution.ridge import Ridge
-from whence.data import Batch
-from whence.explanation import Explanation
+from whence.data.base import Batch
+from whence.data.tables import row_names
 from whence.index import Shard
 from whence.models.base import Observation
 from whence.progress import track
-from whence.search import LinearNearestNeighbors, scores
-from whence.suspects import Suspects
-from whence.top_k import ORDER
+from whence.search.scores import LinearNearestNeighbors, scores
+from whence.search.top_k import ORDER
 
 __all__ = ["Answers"]
 

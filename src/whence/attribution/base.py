@@ -1,8 +1,8 @@
 """What every method shares: the stored training set, whose output is whose, and self-influence.
 
 A method says what is stored of a training sample (coefficients beside its features), what a query asks
-(a :class:`~whence.search.Queries`) and what a sample's self-influence is. The answers to users are in
-``answers`` and ``contract``, over the index and the search.
+(a :class:`~whence.search.scores.Queries`) and what a sample's self-influence is. The answers to users are
+in ``answers`` and ``contract``, over the index and the search.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, check_number
 from whence._errors import WhenceError, warn
+from whence.arrays.base import Array, as_numpy, check_number
 from whence.attribution.question import Question, hide, shares
 from whence.attribution.training_set import TrainingSet
-from whence.data import Batch
-from whence.engine import Engine, Serial, engine_of, parts_of, total
+from whence.data.base import Batch
+from whence.engine.base import Engine, Serial, engine_of, parts_of, total
 from whence.index import Index, IndexPart, Method, Shard
-from whence.linear_layer import Block, LinearLayer
+from whence.layers.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel, Observation
 from whence.progress import track
-from whence.search import Queries, Vector, scores
+from whence.search.scores import Queries, Vector, scores
 
 __all__ = ["Scorer", "Vectors", "all_scores", "at_most", "check_k", "check_model", "weighted_features"]
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import as_numpy, check_finite
 from whence._errors import WhenceError, described
+from whence.arrays.base import as_numpy, check_finite
 from whence.attribution.answers import Answers
 from whence.attribution.base import Vectors, all_scores, at_most, check_k
 from whence.attribution.storing import check_cache, check_values_folder, save_arrays, stored_vectors
-from whence.data import Batch, Dataset, take_rows
+from whence.data.base import Batch, Dataset, take_rows
 from whence.index import CACHE, Index
-from whence.search import BaseNearestNeighbors, LinearNearestNeighbors, Queries, Vector, scores
-from whence.top_k import ORDER, TopK, check_order
+from whence.search.scores import BaseNearestNeighbors, LinearNearestNeighbors, Queries, Vector, scores
+from whence.search.top_k import ORDER, TopK, check_order
 
 __all__ = ["Attribution"]
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, like, namespace
 from whence._errors import WhenceError
+from whence.arrays.base import Array, as_numpy, astype, like, namespace
 from whence.attribution.base import weighted_features
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
-from whence.data import Batch
+from whence.data.base import Batch
 from whence.index import Shard
-from whence.linear_layer import Block
+from whence.layers.linear_layer import Block
 from whence.models.base import InfluenceModel, Observation
-from whence.search import Queries
+from whence.search.scores import Queries
 
 __all__ = ["GradientCosine", "GradientDotProduct", "Gradients", "LossQuestion"]
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, check_finite, check_seed, like, row_slices
 from whence._errors import WhenceError
+from whence.arrays.base import Array, as_numpy, check_finite, check_seed, like, row_slices
 from whence.attribution.base import all_scores
 from whence.attribution.gradient import Gradients, LossQuestion
 from whence.attribution.leverage import leave_one_out_residuals
 from whence.attribution.solver import build_solver, check_factory
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
-from whence.linear_layer import Block
+from whence.layers.linear_layer import Block
 from whence.models.base import InfluenceModel
-from whence.search import Queries
+from whence.search.scores import Queries
 
 __all__ = ["InfluenceFunctions"]
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_number, like
 from whence._errors import WhenceError
+from whence.arrays.base import Array, as_numpy, astype, check_number, like
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
 from whence.attribution.refit import refit
-from whence.engine import Converted
+from whence.engine.base import Converted
 from whence.index import Shard
-from whence.linear_layer import Block, LinearLayer
+from whence.layers.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel
-from whence.search import Queries
+from whence.search.scores import Queries
 
 __all__ = ["RepresenterPointL2"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, like
 from whence._errors import WhenceError
+from whence.arrays.base import Array, as_numpy, like
 from whence.ihvp import InverseHessianVectorProduct
-from whence.linear_layer import Block, LinearLayer
+from whence.layers.linear_layer import Block, LinearLayer
 
 __all__ = ["leave_one_out_residuals"]
 
@@ -46,7 +46,7 @@ def leave_one_out_residuals(
     each is 1/2, so that residuals double:
 
     >>> from whence.ihvp import ExactIHVPFactory
-    >>> from whence.losses import SquaredError
+    >>> from whence.layers.losses import SquaredError
     >>> class Two:
     ...     n_samples = 2
     ...     def __iter__(self):

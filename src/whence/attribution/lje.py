@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_finite, check_number, check_seed
 from whence._errors import WhenceError
+from whence.arrays.base import Array, as_numpy, astype, check_finite, check_number, check_seed
 from whence.attribution.base import weighted_features
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
@@ -16,10 +16,10 @@ from whence.attribution.ridge import Ridge
 from whence.attribution.solver import build_solver, check_factory, factory_arguments
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.index import Shard
-from whence.linear_layer import Block, LinearLayer
+from whence.layers.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel
 from whence.models.stored import describe_layer, describe_object
-from whence.search import Queries
+from whence.search.scores import Queries
 
 __all__ = ["RepresenterPointLJE"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import as_numpy
 from whence._errors import WhenceError
+from whence.arrays.base import as_numpy
 from whence.attribution.base import check_model
 from whence.attribution.contract import Attribution
 from whence.attribution.lje import RepresenterPointLJE

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from whence._arrays import Array, as_array, as_numpy
 from whence._errors import WhenceError
-from whence.search import Queries
+from whence.arrays.base import Array, as_array, as_numpy
+from whence.search.scores import Queries
 
 __all__ = ["Question", "hide", "join", "positions_of", "shares"]
 

@@ -10,11 +10,11 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse.linalg
 
-from whence._arrays import Array, as_numpy, check_number
 from whence._errors import WhenceError
-from whence.blocks import Block, Blocks
-from whence.engine import Converted, Part, engine_of, total
-from whence.linear_layer import LinearLayer
+from whence.arrays.base import Array, as_numpy, check_number
+from whence.engine.base import Converted, Part, engine_of, total
+from whence.engine.blocks import Block, Blocks
+from whence.layers.linear_layer import LinearLayer
 
 __all__ = ["DoubleBlocks", "Refit", "refit"]
 
@@ -115,7 +115,7 @@ def refit(
     --------
     ``(2 theta - 1)^2 + theta^2`` is smallest at ``theta = 0.4``:
 
-    >>> from whence.losses import SquaredError
+    >>> from whence.layers.losses import SquaredError
     >>> class One:
     ...     n_samples = 1
     ...     def __iter__(self):

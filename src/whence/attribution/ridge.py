@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, one_hot
 from whence._errors import WhenceError
-from whence._linalg import cholesky
-from whence.engine import engine_of, parts_of, total
+from whence.arrays.base import Array, as_numpy, one_hot
+from whence.arrays.symmetric import cholesky
+from whence.engine.base import engine_of, parts_of, total
 from whence.ihvp.exact import memory_bytes
 from whence.index import Index
-from whence.linear_layer import Block, LinearLayer
+from whence.layers.linear_layer import Block, LinearLayer
 
 __all__ = ["Ridge", "has_rows", "target_rows"]
 
@@ -91,7 +91,7 @@ class Ridge:
     mean is 1/4, that of ``x_i v_i`` too, and ``B`` half of it. Of the first sample, the others say
     ``(-1/8 + 1/32) / (7/8)``; of the last, ``(1/8 + 1/32) / (7/8)``, and its label is 0:
 
-    >>> from whence.losses import BinaryCrossEntropy
+    >>> from whence.layers.losses import BinaryCrossEntropy
     >>> index = Index()
     >>> phi, y = np.asarray([[-1.0], [-1.0], [1.0], [1.0]]), np.asarray([[0.0], [0.0], [1.0], [0.0]])
     >>> index.append(phi, y, None, np.arange(4, dtype=np.uint64))

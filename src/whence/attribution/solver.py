@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, check_number, like
 from whence._errors import WhenceError, described
-from whence._sparse import SparseRows
+from whence.arrays.base import Array, check_number, like
+from whence.arrays.sparse import SparseRows
 from whence.attribution.base import Scorer
 from whence.ihvp import InverseHessianVectorProduct, Solution
 from whence.index import shuffle_buffer_sample
-from whence.linear_layer import Blocks, LinearLayer
+from whence.layers.linear_layer import Blocks, LinearLayer
 
 __all__ = ["build_solver", "check_factory", "factory_arguments"]
 

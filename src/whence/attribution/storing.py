@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array
 from whence._errors import WhenceError
 from whence._paths import as_path, explain_failures
+from whence.arrays.base import Array
 from whence.index import (
     CACHE,
     Index,
@@ -23,7 +23,7 @@ from whence.index import (
     write_index,
 )
 from whence.index.files import plain, write_array, write_json
-from whence.linear_layer import Block
+from whence.layers.linear_layer import Block
 
 __all__ = ["check_cache", "check_values_folder", "save_arrays", "stored_vectors"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
-from whence.data import Batch, Dataset, concatenate, fingerprints, leaves, take_rows
+from whence.data.base import Batch, Dataset, concatenate, fingerprints, leaves, take_rows
 from whence.index import Index
 from whence.progress import track
 

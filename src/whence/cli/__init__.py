@@ -7,8 +7,8 @@ import sys
 import warnings
 from typing import Any
 
-from whence._arrays import import_extra
 from whence._errors import MissingExtraError, WhenceError
+from whence.arrays.base import import_extra
 from whence.cli.notes import note, one_line
 
 __all__ = ["main"]

@@ -141,7 +141,7 @@ def demo(
     Takes about half a minute. Example: whence demo --output demo.html
     """
     from whence.cli.show import print_demo
-    from whence.demo import run
+    from whence.demo.run import run
 
     asked = _asked(quiet)
     print_demo(run(output, seed=seed, progress=asked.progress, say=asked.say))

@@ -11,6 +11,8 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence._paths import check_file
+from whence.answers.explanation import Explanation
+from whence.answers.suspects import Suspects
 from whence.attribution import load_index
 from whence.cli.data import Batches, Reading, Samples, check_path, read_samples
 from whence.cli.forms import Form
@@ -18,11 +20,9 @@ from whence.cli.indexing import Asked, check_classes, made
 from whence.cli.models import ModelSpec, OpenedModel, code_of, is_factory, open_model
 from whence.cli.notes import note
 from whence.cli.record import Record, read_record
-from whence.data import Batch, fingerprints
-from whence.explanation import Explanation
+from whence.data.base import Batch, fingerprints
 from whence.index import StoredIndex
 from whence.index.store import holds_index
-from whence.suspects import Suspects
 
 __all__ = ["Answer", "explain", "suspects"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import import_extra
 from whence._errors import WhenceError
+from whence.arrays.base import import_extra
 from whence.progress import track
 
 __all__ = ["IMAGE_SUFFIXES", "Frame", "Images", "open_images"]

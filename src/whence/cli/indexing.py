@@ -15,7 +15,7 @@ from whence.cli.data import Batches, Reading, Samples, check_path, read_samples
 from whence.cli.forms import Form, is_text
 from whence.cli.models import ModelSpec, OpenedModel, code_of, open_model
 from whence.cli.record import Record, write_record
-from whence.data import Batch
+from whence.data.base import Batch
 from whence.ihvp import CGDIHVPFactory, ExactIHVPFactory, KroneckerIHVPFactory, LissaIHVPFactory
 from whence.index.store import BEGUN, check_folder, holds_index
 

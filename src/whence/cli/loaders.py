@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import import_extra
 from whence._errors import WhenceError, described
+from whence.arrays.base import import_extra
 from whence.cli.digests import digest_of_arrays, digest_of_file
 from whence.cli.notes import one_line
 

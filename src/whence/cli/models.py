@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import import_extra
 from whence._errors import WhenceError, described
+from whence.arrays.base import import_extra
 from whence.cli.forms import PIXELS, Form
 from whence.cli.loaders import LOADERS, PICKLES, comes_from, from_factory, from_file, import_module, named
 from whence.models import InfluenceModel
@@ -168,7 +168,7 @@ def _form_of(model: Any, spec: ModelSpec) -> Form:
     if comes_from(model, "torch"):
         is_double = any(str(p.dtype) == "torch.float64" for p in model.parameters())
         return Form("channels first", "float64" if is_double else "float32", pixels=spec.pixels or "0..1")
-    from whence.models.estimators import split_pipeline
+    from whence.models.sklearn.estimators import split_pipeline
 
     pipe, final = split_pipeline(model)
     columns = pipe.columns

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from whence.answers.explanation import Explanation
+from whence.answers.suspects import Suspects
 from whence.cli.asking import Answer
 from whence.cli.indexing import Indexed
-from whence.explanation import Explanation
 from whence.report.html import how_to_read
 from whence.report.labels import label_text
 from whence.report.page import number
-from whence.suspects import Suspects
 
 __all__ = ["print_explanation", "print_index", "print_json", "print_suspects", "result_console"]
 
@@ -242,7 +242,7 @@ def _print_report(console: Console, answer: Answer) -> None:
 
 def print_demo(result: Any) -> None:
     """Print what the demo found."""
-    from whence.demo_report import CHECKED, DEMO_SCORES
+    from whence.demo.report import CHECKED, DEMO_SCORES
 
     console = result_console()
     table = Table(

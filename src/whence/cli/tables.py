@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import import_extra
 from whence._errors import WhenceError
+from whence.arrays.base import import_extra
 from whence.cli.images import Frame
 
 __all__ = ["LABEL_NAMES", "SUFFIXES", "Arrays", "Reading", "Table", "read_table"]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from whence._arrays import check_number, import_extra
 from whence._errors import WhenceError
+from whence.arrays.base import check_number, import_extra
 from whence.attribution import Attribution
 
 __all__ = ["completeness", "stability"]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from whence._arrays import check_number, check_seed, import_extra
 from whence._errors import WhenceError
+from whence.arrays.base import check_number, check_seed, import_extra
 from whence.evaluation.parallel import parallel_map
 
 __all__ = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from whence._arrays import check_number, import_extra
 from whence._errors import WhenceError
+from whence.arrays.base import check_number, import_extra
 from whence.progress import track
 
 __all__ = ["parallel_map"]

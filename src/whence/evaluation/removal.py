@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from whence._arrays import check_number, check_seed, import_extra
 from whence._errors import WhenceError
+from whence.arrays.base import check_number, check_seed, import_extra
 from whence.attribution import Attribution, InfluenceFunctions
 from whence.evaluation.parallel import parallel_map
 from whence.evaluation.retraining import LayerRetraining

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import as_numpy, import_extra
 from whence._errors import WhenceError
+from whence.arrays.base import as_numpy, import_extra
 from whence.attribution import Attribution, RepresenterPointL2
 from whence.attribution.gradient import LossQuestion
 from whence.attribution.refit import refit
-from whence.blocks import Block
-from whence.linear_layer import LinearLayer
+from whence.engine.blocks import Block
+from whence.layers.linear_layer import LinearLayer
 
 __all__ = ["EstimatorRetraining", "LayerRetraining"]
 

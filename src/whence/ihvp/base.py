@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from whence._arrays import WORKSPACE_BYTES, Array, astype, check_finite, namespace, row_slices
 from whence._errors import NotConvergedError, WhenceError
-from whence.linear_layer import Block, Blocks, LinearLayer
+from whence.arrays.base import WORKSPACE_BYTES, Array, astype, check_finite, namespace, row_slices
+from whence.layers.linear_layer import Block, Blocks, LinearLayer
 from whence.progress import track
 
 __all__ = [
@@ -154,7 +154,7 @@ class InverseHessianVectorProduct(ABC):
         group : dataset
             Batches of samples as the model takes them; with ``use_gradient=False``, batches of vectors
             ``(b, d, C)``, or one array ``(m, d, C)``. A solver that was built from a bare
-            :class:`~whence.LinearLayer` takes :class:`~whence.linear_layer.Blocks` for samples.
+            :class:`~whence.LinearLayer` takes :class:`~whence.layers.linear_layer.Blocks` for samples.
         use_gradient : bool, default=True
             Whether the vectors are the gradients of samples, or are given.
 

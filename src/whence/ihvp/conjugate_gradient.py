@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, namespace
 from whence._errors import NotPositiveDefiniteError
+from whence.arrays.base import Array, as_numpy, namespace
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
     InverseHessianVectorProductFactory,
@@ -122,8 +122,8 @@ class CGDIHVPFactory(InverseHessianVectorProductFactory):
     ``(H + 2) X = 5`` is 0.5, after one iteration.
 
     >>> import numpy as np
-    >>> from whence.linear_layer import Block, LinearLayer
-    >>> from whence.losses import SquaredError
+    >>> from whence.layers.linear_layer import Block, LinearLayer
+    >>> from whence.layers.losses import SquaredError
     >>> class One:
     ...     n_samples = 1
     ...     def __iter__(self):

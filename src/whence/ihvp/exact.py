@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import device as device_of
 
-from whence._arrays import (
+from whence._errors import NotPositiveDefiniteError, WhenceError
+from whence.arrays.base import (
     Array,
     as_numpy,
     astype,
@@ -22,9 +23,8 @@ from whence._arrays import (
     row_slices,
     rows_at_once,
 )
-from whence._errors import NotPositiveDefiniteError, WhenceError
-from whence._linalg import cholesky
-from whence.engine import Converted
+from whence.arrays.symmetric import cholesky
+from whence.engine.base import Converted
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
     InverseHessianVectorProduct,
@@ -36,7 +36,7 @@ from whence.ihvp.base import (
     with_model,
 )
 from whence.ihvp.spectrum import Condition, extreme_eigenvalues, pseudo_inverse, smallest_eigenvalue
-from whence.linear_layer import (
+from whence.layers.linear_layer import (
     Block,
     Blocks,
     LinearLayer,
@@ -348,8 +348,8 @@ class ExactIHVPFactory(InverseHessianVectorProductFactory):
     ``(H + 2) X = 5`` is 0.5.
 
     >>> import numpy as np
-    >>> from whence.linear_layer import Block, LinearLayer
-    >>> from whence.losses import SquaredError
+    >>> from whence.layers.linear_layer import Block, LinearLayer
+    >>> from whence.layers.losses import SquaredError
     >>> class One:
     ...     n_samples = 1
     ...     def __iter__(self):

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_number, namespace, row_slices
 from whence._errors import NotConvergedError, WhenceError, warn
+from whence.arrays.base import Array, as_numpy, astype, check_number, namespace, row_slices
 from whence.ihvp.base import InverseHessianVectorProduct, Solution, check_curvature
 from whence.ihvp.kronecker import KroneckerFactors, KroneckerIHVP
 from whence.ihvp.operator import DampedHessian
-from whence.linear_layer import Blocks, LinearLayer
+from whence.layers.linear_layer import Blocks, LinearLayer
 from whence.progress import track
 
 __all__ = ["Descent", "IterativeIHVP", "Options", "norms"]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse.linalg
 
-from whence._arrays import (
+from whence._errors import NotPositiveDefiniteError, WhenceError
+from whence.arrays.base import (
     Array,
     as_numpy,
     astype,
@@ -18,8 +19,7 @@ from whence._arrays import (
     row_slices,
     rows_at_once,
 )
-from whence._errors import NotPositiveDefiniteError, WhenceError
-from whence.engine import Part, total
+from whence.engine.base import Part, total
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
     InverseHessianVectorProduct,
@@ -31,7 +31,7 @@ from whence.ihvp.base import (
 )
 from whence.ihvp.exact import memory_bytes
 from whence.ihvp.operator import DampedHessian, row_blocks, second_moment
-from whence.linear_layer import Blocks, LinearLayer
+from whence.layers.linear_layer import Blocks, LinearLayer
 
 __all__ = ["KroneckerFactors", "KroneckerIHVP", "KroneckerIHVPFactory"]
 
@@ -306,8 +306,8 @@ class KroneckerIHVPFactory(InverseHessianVectorProductFactory):
     ``G = 2``, and the answer is exact.
 
     >>> import numpy as np
-    >>> from whence.linear_layer import Block, LinearLayer
-    >>> from whence.losses import SquaredError
+    >>> from whence.layers.linear_layer import Block, LinearLayer
+    >>> from whence.layers.losses import SquaredError
     >>> class One:
     ...     n_samples = 1
     ...     def __iter__(self):

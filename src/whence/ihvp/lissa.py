@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, check_number, check_seed, namespace
+from whence.arrays.base import Array, as_numpy, check_number, check_seed, namespace
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
     InverseHessianVectorProductFactory,
@@ -15,7 +15,7 @@ from whence.ihvp.base import (
     with_model,
 )
 from whence.ihvp.iterative import Descent, IterativeIHVP, Options, norms
-from whence.linear_layer import Block, Blocks, LinearLayer, by_rows
+from whence.layers.linear_layer import Block, Blocks, LinearLayer, by_rows
 
 __all__ = ["LissaIHVP", "LissaIHVPFactory"]
 
@@ -169,8 +169,8 @@ class LissaIHVPFactory(InverseHessianVectorProductFactory):
     ``(H + 2) X = 5`` is 0.5.
 
     >>> import numpy as np
-    >>> from whence.linear_layer import Block, LinearLayer
-    >>> from whence.losses import SquaredError
+    >>> from whence.layers.linear_layer import Block, LinearLayer
+    >>> from whence.layers.losses import SquaredError
     >>> class One:
     ...     n_samples = 1
     ...     def __iter__(self):

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse.linalg
 
-from whence._arrays import WORKSPACE_BYTES, Array, as_numpy, astype, itemsize, namespace, row_slices
 from whence._errors import NotPositiveDefiniteError
-from whence._linalg import rank_k_update
-from whence.curvature import Curvature
-from whence.engine import Part, engine_of, parts_of, total
-from whence.linear_layer import Block, Blocks, LinearLayer, by_rows
+from whence.arrays.base import WORKSPACE_BYTES, Array, as_numpy, astype, itemsize, namespace, row_slices
+from whence.arrays.symmetric import rank_k_update
+from whence.engine.base import Part, engine_of, parts_of, total
+from whence.layers.curvature import Curvature
+from whence.layers.linear_layer import Block, Blocks, LinearLayer, by_rows
 
 __all__ = ["DampedHessian", "refuse_if_singular", "row_blocks", "second_moment"]
 

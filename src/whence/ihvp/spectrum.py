@@ -9,8 +9,8 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
 
-from whence._arrays import Array, as_numpy, namespace
-from whence._linalg import cholesky
+from whence.arrays.base import Array, as_numpy, namespace
+from whence.arrays.symmetric import cholesky
 
 __all__ = ["Condition", "extreme_eigenvalues", "pseudo_inverse", "smallest_eigenvalue"]
 

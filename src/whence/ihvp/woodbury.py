@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import WORKSPACE_BYTES, Array, as_numpy, astype, check_number, namespace, row_slices
 from whence._errors import NotPositiveDefiniteError, WhenceError
-from whence._linalg import cholesky
-from whence._sparse import SparseRows
+from whence.arrays.base import WORKSPACE_BYTES, Array, as_numpy, astype, check_number, namespace, row_slices
+from whence.arrays.sparse import SparseRows
+from whence.arrays.symmetric import cholesky
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
     InverseHessianVectorProduct,
@@ -32,7 +32,7 @@ from whence.ihvp.base import (
     with_model,
 )
 from whence.ihvp.exact import memory_bytes
-from whence.linear_layer import Blocks, LinearLayer, by_rows
+from whence.layers.linear_layer import Blocks, LinearLayer, by_rows
 
 __all__ = ["WoodburyIHVP", "WoodburyIHVPFactory"]
 
@@ -224,8 +224,8 @@ class WoodburyIHVPFactory(InverseHessianVectorProductFactory):
     One feature ``x = 2``, squared error: ``H = 2 x^2 = 8``, so that with damping 2 the solution of
     ``(H + 2) X = 5`` is 0.5.
 
-    >>> from whence.linear_layer import Block, LinearLayer
-    >>> from whence.losses import SquaredError
+    >>> from whence.layers.linear_layer import Block, LinearLayer
+    >>> from whence.layers.losses import SquaredError
     >>> class One:
     ...     n_samples = 1
     ...     def __iter__(self):

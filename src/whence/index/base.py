@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_array, as_numpy, namespace
 from whence._errors import WhenceError, described
-from whence.engine import Engine, Serial, cut
+from whence.arrays.base import Array, as_array, as_numpy, namespace
+from whence.engine.base import Engine, Serial, cut
 from whence.index.shard import (
     RowBuffer,
     Shard,
@@ -26,7 +26,7 @@ from whence.index.shard import (
     narrow,
     shard_rows,
 )
-from whence.linear_layer import Block
+from whence.layers.linear_layer import Block
 
 __all__ = ["CACHE", "Index", "IndexPart", "check_ids", "shuffle_buffer_sample"]
 
@@ -74,7 +74,7 @@ class IndexPart:
 
 
 class Index:
-    """The stored training set; iterating it yields :class:`~whence.linear_layer.Block` s.
+    """The stored training set; iterating it yields :class:`~whence.layers.linear_layer.Block` s.
 
     Rows are numbered in the order in which samples were added; ``ids`` are the names that results use.
 
@@ -202,7 +202,7 @@ class Index:
         return len(cut(self.counts))
 
     def parts(self) -> Iterator[IndexPart]:
-        """Yield the index in the parts that work is divided into; see :mod:`whence.engine`."""
+        """Yield the index in the parts that work is divided into; see :mod:`whence.engine.base`."""
         counts = self.counts
         rows = np.cumsum([0, *counts])
         for some in cut(counts):

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError, warn
 from whence._paths import as_path, explain_failures
-from whence._sparse import SparseRows
+from whence.arrays.base import Array, as_numpy
+from whence.arrays.sparse import SparseRows
 from whence.index.base import Index, check_ids
 from whence.index.files import Lock, open_array, remove_parts, write_array, write_json
 from whence.index.layout import arrays_of

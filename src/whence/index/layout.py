@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from whence._arrays import as_numpy
-from whence._sparse import SparseRows
+from whence.arrays.base import as_numpy
+from whence.arrays.sparse import SparseRows
 from whence.index.shard import Shard
 
 __all__ = ["array_of", "arrays_of", "misfit"]

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
 from whence._paths import is_remote
-from whence.engine import Engine
+from whence.arrays.base import Array, as_numpy
+from whence.engine.base import Engine
 from whence.index.files import (
     Lock,
     Stamp,

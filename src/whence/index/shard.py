@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, astype, check_finite, itemsize, namespace
 from whence._errors import WhenceError
-from whence._sparse import SparseRows
-from whence.linear_layer import Block
+from whence.arrays.base import Array, astype, check_finite, itemsize, namespace
+from whence.arrays.sparse import SparseRows
+from whence.layers.linear_layer import Block
 
 __all__ = [
     "RowBuffer",

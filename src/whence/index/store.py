@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array
 from whence._errors import WhenceError
 from whence._paths import as_path, explain_failures, is_remote
-from whence.engine import Engine, as_engine, cut
+from whence.arrays.base import Array
+from whence.engine.base import Engine, as_engine, cut
 from whence.index.base import Index
 from whence.index.files import (
     LOCK,
@@ -41,7 +41,7 @@ from whence.index.layout import ARRAYS, array_of, misfit
 from whence.index.methods import Method, StoredMethod, write_method
 from whence.index.records import WHOLE, difference
 from whence.index.shard import Shard
-from whence.linear_layer import Block
+from whence.layers.linear_layer import Block
 from whence.progress import track
 
 __all__ = ["StoredIndex", "check_folder", "holds_index"]
@@ -219,7 +219,7 @@ class StoredIndex(Index):
     verify : bool, default=True
         Whether to compare every file with its checksum; lengths are compared in any case.
     engine : optional
-        Where work on the shards is done; see :func:`~whence.engine.as_engine`.
+        Where work on the shards is done; see :func:`~whence.engine.base.as_engine`.
 
     Raises
     ------

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, check_finite
 from whence._errors import WhenceError
-from whence.data import leaves
-from whence.losses import Loss
+from whence.arrays.base import Array, as_numpy, check_finite
+from whence.data.base import leaves
+from whence.layers.losses import Loss
 from whence.models.differentiated import DifferentiatedLoss
 
 __all__ = ["ADAPTERS", "Adapter", "LossSpec", "Weights", "adapter_for"]
@@ -179,10 +179,10 @@ class Adapter(ABC):
 #: Module prefixes of the types that an adapter serves, and where the adapter stands.
 ADAPTERS: list[tuple[tuple[str, ...], str, str]] = [
     # Before torch: on that backend Keras models are torch modules too.
-    (("keras.", "tf_keras."), "whence.models.keras", "KerasAdapter"),
-    (("torch.",), "whence.models.torch", "TorchAdapter"),
+    (("keras.", "tf_keras."), "whence.models.keras.adapter", "KerasAdapter"),
+    (("torch.",), "whence.models.torch.adapter", "TorchAdapter"),
     # Wrappers in scikit-learn's manner, and XGBoost's and LightGBM's own boosters.
-    (("sklearn.", "xgboost.", "lightgbm."), "whence.models.sklearn", "open_sklearn"),
+    (("sklearn.", "xgboost.", "lightgbm."), "whence.models.sklearn.adapter", "open_sklearn"),
 ]
 
 

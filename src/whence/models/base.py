@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_finite, like, namespace
 from whence._errors import WhenceError
-from whence.data import Batch, Dataset, leaves, open_dataset, take_rows
-from whence.engine import as_engine
+from whence.arrays.base import Array, as_numpy, astype, check_finite, like, namespace
+from whence.data.base import Batch, Dataset, leaves, open_dataset, take_rows
+from whence.engine.base import as_engine
 from whence.index import Index, StoredIndex
-from whence.linear_layer import Block, LinearLayer
-from whence.losses import Loss
+from whence.layers.linear_layer import Block, LinearLayer
+from whence.layers.losses import Loss
 from whence.models.adapter import ADAPTERS, Adapter, LossSpec, Weights, adapter_for
 from whence.models.differentiated import DifferentiatedLoss
 from whence.models.sequence import (
@@ -71,8 +71,8 @@ class InfluenceModel:
     **options
         Options of the adapter. ``classes`` (Keras, PyTorch): whether a loss without a closed form is on
         classes. PyTorch: ``weight_decay`` of the optimiser, ``device`` to compute on, ``label_key`` of
-        batches that are dicts; see :class:`whence.models.torch.TorchAdapter`. scikit-learn and boosters:
-        ``class_weight``, ``reg_lambda``; see :func:`whence.models.sklearn.open_sklearn`.
+        batches that are dicts; see :class:`whence.models.torch.adapter.TorchAdapter`. scikit-learn and
+        boosters: ``class_weight``, ``reg_lambda``; see :func:`whence.models.sklearn.adapter.open_sklearn`.
 
     Attributes
     ----------
@@ -297,7 +297,7 @@ class InfluenceModel:
             What features are stored as; ``None`` leaves them as the model gives them.
         engine : int or dask.distributed.Client or Engine, optional
             Where work on the index is done: in so many threads, or on a cluster, for which the index must
-            have a ``path`` that its workers reach. See :func:`~whence.engine.as_engine`.
+            have a ``path`` that its workers reach. See :func:`~whence.engine.base.as_engine`.
         on_error : {"raise", "skip"}, default="raise"
             What to do about samples that cannot be read or that the model does not take. ``"skip"`` leaves
             them out, for an index with a ``path``: its ``skipped`` lists them with their errors. The

@@ -3,7 +3,7 @@
 ``ell_i(u) = loss(y_i, tail(u))`` is a function of the ``C`` pre-activations of one sample, so its
 first and second derivatives are small whatever the model: ``r_i`` has ``C`` numbers and ``K_i`` has
 ``C * C``. The framework differentiates ``ell_i`` with respect to ``u_i`` alone, vectorised over
-samples, and never with respect to weights. What comes out is a :class:`~whence.losses.Loss` like
+samples, and never with respect to weights. What comes out is a :class:`~whence.layers.losses.Loss` like
 those in closed form.
 """
 
@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy, astype, check_finite, namespace
 from whence._errors import WhenceError, warn
-from whence.losses import Curvature, Loss
+from whence.arrays.base import Array, as_numpy, astype, check_finite, namespace
+from whence.layers.losses import Curvature, Loss
 
 __all__ = ["Derivatives", "DifferentiatedLoss", "identity_of"]
 

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._arrays import as_numpy
 from whence._errors import WhenceError, warn
-from whence._sparse import SparseRows
-from whence._tables import is_table
-from whence.data import Batch, Dataset, fingerprints, map_leaves, take_rows
-from whence.data_readers import Piece, Reader, is_small, splitter
-from whence.engine import Engine
+from whence.arrays.base import as_numpy
+from whence.arrays.sparse import SparseRows
+from whence.data.base import Batch, Dataset, fingerprints, map_leaves, take_rows
+from whence.data.readers import Piece, Reader, is_small, splitter
+from whence.data.tables import is_table
+from whence.engine.base import Engine
 from whence.index import Shard, StoredIndex, Writer
 from whence.index.building import write_shard
 from whence.index.shard import RowBuffer, narrow

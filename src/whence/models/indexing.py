@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import as_numpy
 from whence._errors import WhenceError
-from whence._tables import row_names
-from whence.data import Dataset, fingerprints
-from whence.engine import Engine
+from whence.arrays.base import as_numpy
+from whence.data.base import Dataset, fingerprints
+from whence.data.tables import row_names
+from whence.engine.base import Engine
 from whence.index import Index, Writer
 from whence.models.base import InfluenceModel
 from whence.models.extraction import fill

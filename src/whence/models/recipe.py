@@ -8,8 +8,8 @@ import sys
 import warnings
 from typing import Any
 
-from whence._arrays import import_extra
 from whence._errors import WhenceError
+from whence.arrays.base import import_extra
 from whence.models.base import InfluenceModel
 
 __all__ = ["Recipe"]

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, check_finite, namespace
 from whence._errors import WhenceError
-from whence.losses import Loss
+from whence.arrays.base import Array, check_finite, namespace
+from whence.layers.losses import Loss
 
 __all__ = ["check_mask", "flat_positions", "position_targets", "position_weights"]
 

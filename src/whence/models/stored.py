@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
-from whence._sparse import SparseRows
-from whence.data import Dataset
+from whence.arrays.base import Array, as_numpy
+from whence.arrays.sparse import SparseRows
+from whence.data.base import Dataset
 from whence.index import Index, StoredIndex
 from whence.index.files import plain
-from whence.linear_layer import LinearLayer
-from whence.losses import Loss
+from whence.layers.linear_layer import LinearLayer
+from whence.layers.losses import Loss
 from whence.models.adapter import Adapter, LossSpec, Weights
 from whence.models.base import InfluenceModel
 
@@ -25,6 +25,9 @@ __all__ = ["StoredModel", "describe_layer", "describe_object", "made_from"]
 
 #: Samples of an array that are explained at once.
 BATCH_ROWS = 256
+
+#: Where indices of version 0.1.0 say that a class stands, and where it stands now.
+MOVED = {"whence.losses": "whence.layers.losses", "whence.margin_losses": "whence.layers.margin_losses"}
 
 
 def describe_object(thing: Any, module: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
@@ -41,7 +44,7 @@ def describe_object(thing: Any, module: str, arguments: dict[str, Any]) -> dict[
 
 def made_from(description: dict[str, Any], module: str, base: type) -> Any:
     """Return the object that :func:`describe_object` described, if it is one of this library's."""
-    name = str(description["module"])
+    name = MOVED.get(str(description["module"]), str(description["module"]))
     kind = None
     if f"{name}.".startswith(f"{module}."):
         kind = getattr(importlib.import_module(name), description["class"], None)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import Array, as_numpy
 from whence._errors import WhenceError
-from whence.data import map_leaves, take_rows
-from whence.losses import Loss, log_softmax, sigmoid, softmax
+from whence.arrays.base import Array, as_numpy
+from whence.data.base import map_leaves, take_rows
+from whence.layers.losses import Loss, log_softmax, sigmoid, softmax
 from whence.models.adapter import Adapter
 
 __all__ = ["TAILS", "decide_loss"]

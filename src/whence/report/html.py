@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence._errors import WhenceError, described
-from whence._tables import plain_id
+from whence.data.tables import plain_id
 from whence.report.labels import label_text
 from whence.report.page import Card, Contribution, Fact, Page, Section, Side, Table, number
 from whence.report.pictures import Gallery
@@ -16,8 +16,8 @@ from whence.report.suspects import suspects_table
 from whence.report.tables import Comparison, is_tabular, neighbours_table
 
 if TYPE_CHECKING:  # the answers know how to save themselves: at run time this module knows nothing of them
-    from whence.explanation import Explanation
-    from whence.suspects import Suspects
+    from whence.answers.explanation import Explanation
+    from whence.answers.suspects import Suspects
 
 __all__ = ["explanation_page", "how_to_read", "prediction_cards", "summary_of", "suspects_page"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import import_extra
+from whence.arrays.base import import_extra
 
 __all__ = ["plot_agreement", "plot_detection", "plot_removal"]
 

@@ -12,8 +12,8 @@ from whence.report.labels import SCORE_NAMES, label_text
 from whence.report.page import number
 
 if TYPE_CHECKING:  # the answers know how to show themselves: at run time this module knows nothing of them
-    from whence.explanation import Explanation
-    from whence.suspects import Suspects
+    from whence.answers.explanation import Explanation
+    from whence.answers.suspects import Suspects
 
 __all__ = ["explanation_html", "suspects_html"]
 

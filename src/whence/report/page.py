@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whence._arrays import import_extra
 from whence._paths import check_file, explain_failures
+from whence.arrays.base import import_extra
 from whence.report.export import Export
 from whence.report.pictures import Picture
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from whence._arrays import as_numpy, import_extra
 from whence._errors import WhenceError, described
-from whence._tables import plain_id
+from whence.arrays.base import as_numpy, import_extra
+from whence.data.tables import plain_id
 
 __all__ = ["Gallery", "Picture", "picture_of", "to_pixels"]
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence._arrays import check_number, import_extra
 from whence._errors import WhenceError
+from whence.arrays.base import check_number, import_extra
 from whence.report.labels import SCORE_NAMES, label_text
 from whence.report.pictures import Gallery
 from whence.report.tables import Rows, is_tabular, shown
 
 if TYPE_CHECKING:
-    from whence.explanation import Explanation
-    from whence.suspects import Suspects
+    from whence.answers.explanation import Explanation
+    from whence.answers.suspects import Suspects
 
 __all__ = ["plot_cumulative", "plot_explanation", "plot_suspects"]
 

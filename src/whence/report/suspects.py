@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from whence._tables import plain_id
+from whence.data.tables import plain_id
 from whence.report.export import Export
 from whence.report.labels import SCORE_NAMES, label_text
 from whence.report.page import Cell, Column, Table, number
@@ -13,7 +13,7 @@ from whence.report.pictures import Gallery, Picture, picture_of
 from whence.report.tables import Rows, is_tabular
 
 if TYPE_CHECKING:  # the answers know how to save themselves: at run time this module knows nothing of them
-    from whence.suspects import Suspects
+    from whence.answers.suspects import Suspects
 
 __all__ = ["suspects_table"]
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
-from whence._arrays import as_numpy, check_number, import_extra
 from whence._errors import WhenceError
-from whence._tables import is_table, plain_id
+from whence.arrays.base import as_numpy, check_number, import_extra
+from whence.data.tables import is_table, plain_id
 from whence.report.page import Cell, Column, Table, number
 
 if TYPE_CHECKING:  # explanations know how to show themselves: at run time this module knows nothing of them
-    from whence.explanation import Explanation
+    from whence.answers.explanation import Explanation
 
 __all__ = ["Comparison", "Neighbours", "Rows", "is_tabular", "neighbours_of", "neighbours_table"]
 

@@ -1,0 +1,1 @@
+"""Answers: explanations and suspects, as arrays, frames and files."""

@@ -1,0 +1,88 @@
+"""What answers share: their rows by id, and their way into data frames and Parquet files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whence._errors import WhenceError
+from whence._paths import check_file
+from whence.arrays.base import import_extra
+
+__all__ = ["by_method", "cells", "counted", "rows_named", "to_frame", "write_parquet"]
+
+#: How many ids a message names.
+NAMES_LISTED = 10
+#: The packages that a frame can be made with, and the extra that brings each.
+LIBRARIES = {"pandas": "report", "polars": "polars"}
+
+
+def to_frame(columns: Mapping[str, Any], library: str) -> Any:
+    """Return columns as a data frame of ``"pandas"`` or ``"polars"``.
+
+    Examples
+    --------
+    >>> to_frame({"id": np.asarray([3, 1])}, "pandas")["id"].tolist()
+    [3, 1]
+    """
+    if library not in LIBRARIES:
+        raise WhenceError("library", " or ".join(map(repr, LIBRARIES)), repr(library), "Choose one.")
+    return import_extra(library, LIBRARIES[library]).DataFrame(dict(columns))
+
+
+def write_parquet(columns: Mapping[str, Any], about: Mapping[str, Any], path: str | Path) -> Path:
+    """Write columns to a Parquet file, with ``about`` as JSON under ``whence`` in the schema's metadata."""
+    pyarrow = import_extra("pyarrow", "parquet")
+    parquet = import_extra("pyarrow.parquet", "parquet")
+    file = check_file(path)
+    table = pyarrow.table(dict(columns))
+    metadata = {"whence": json.dumps(dict(about), default=str)}
+    parquet.write_table(table.replace_schema_metadata(metadata), file)
+    return file
+
+
+def cells(values: np.ndarray) -> Any:
+    """Return one cell of a frame for each row: a number or text, or the list of those of all positions.
+
+    Examples
+    --------
+    >>> cells(np.asarray([[1, 2], [3, -1]]))
+    [[1, 2], [3, -1]]
+    """
+    # Arrays of objects, such as ids from a frame's index, as lists: each library finds their type.
+    return values.tolist() if values.ndim > 1 or values.dtype == object else values
+
+
+def rows_named(key: Any, names: np.ndarray, answer: str, noun: str) -> Any:
+    """Return where the names are that ``key`` asks for: a slice, one of them, or a list of them."""
+    if isinstance(key, slice):
+        return key
+    wanted = list(key) if isinstance(key, list | np.ndarray) and np.ndim(key) else [key]
+    places: list[int] = []
+    for one in wanted:
+        found = [place for place, name in enumerate(names) if name == one]
+        if not found:
+            listed = ", ".join(str(name) for name in names[:NAMES_LISTED])
+            more = f" and {len(names) - NAMES_LISTED:,} more" if len(names) > NAMES_LISTED else ""
+            raise WhenceError(
+                f"{answer}[{one!r}]",
+                f"the id of {noun}",
+                "one that is not there",
+                f"The ids are {listed}{more}.",
+            )
+        places += found
+    return np.asarray(places, dtype=np.intp)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural if need be."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def by_method(about: Mapping[str, Any]) -> str:
+    """Return the method in brackets, if it is known."""
+    return f" ({about['method']})" if "method" in about else ""

@@ -1,0 +1,134 @@
+"""What ``suspects`` returns: training samples with doubtful labels, as arrays, frames and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whence.answers.frames import by_method, cells, counted, rows_named, to_frame, write_parquet
+
+__all__ = ["Suspects"]
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Training samples whose given label is doubtful, the most doubtful first.
+
+    Attributes
+    ----------
+    ids : array of shape (k,)
+        Training ids.
+    scores : array of shape (k,)
+        How doubtful each label is; larger is more.
+    score : str
+        What they were ranked by.
+    labels, predictions : array of shape (k,) or (k, L)
+        The given label, and what the model predicts; along a sequence those of each position, with -1
+        (NaN among real values) where a position does not count.
+    about : dict
+        What was computed and how.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    score: str
+    labels: np.ndarray
+    predictions: np.ndarray
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return how many samples are listed."""
+        return int(self.ids.shape[0])
+
+    def __getitem__(self, key: Any) -> Suspects:
+        """Return one suspect by its id, several by a list of ids, or a slice of the ranking."""
+        rows = rows_named(key, self.ids, "suspects", "a listed sample")
+        return replace(self, **{n: v[rows] for n, v in vars(self).items() if n not in ("score", "about")})
+
+    def __iter__(self) -> Iterator[Suspects]:
+        """Iterate over the suspects, the most doubtful first."""
+        return (self[place : place + 1] for place in range(len(self)))
+
+    def __contains__(self, sample_id: Any) -> bool:
+        return any(name == sample_id for name in self.ids)
+
+    def __repr__(self) -> str:
+        return f"Suspects: {counted(len(self), 'label')} ranked by {self.score}{by_method(self.about)}"
+
+    def _repr_html_(self) -> str:
+        from whence.report.notebook import suspects_html
+
+        return suspects_html(self)
+
+    def to_frame(self, library: str = "pandas") -> Any:
+        """Return one row a suspect, as a data frame: ``id``, ``score``, ``label``, ``prediction``.
+
+        Parameters
+        ----------
+        library : {"pandas", "polars"}, default="pandas"
+        """
+        return to_frame(self._columns(), library)
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Write the rows of :meth:`to_frame` to a Parquet file; see :meth:`Explanation.to_parquet`."""
+        return write_parquet(self._columns(), self.about | {"score": self.score}, path)
+
+    def _columns(self) -> dict[str, Any]:
+        return {
+            "id": cells(self.ids),
+            "score": self.scores,
+            "label": cells(self.labels),
+            "prediction": cells(self.predictions),
+        }
+
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        training_samples: Any = None,
+        class_names: Sequence[str] | None = None,
+        title: str = "Labels to look at first",
+    ) -> Path:
+        """Write a self-contained HTML page with the suspects as a table to sort, filter and export.
+
+        Parameters
+        ----------
+        path : path
+            The file to write. An existing one is replaced.
+        training_samples : array, sequence or mapping, optional
+            What to show of the training samples: in the order of the training set where ids are
+            positions, else a mapping by id.
+        class_names : sequence of str, optional
+        title : str
+
+        Returns
+        -------
+        Path
+            The file.
+        """
+        from whence.report.html import suspects_page
+
+        page = suspects_page(self, training_samples=training_samples, class_names=class_names, title=title)
+        return page.save(path)
+
+    def plot(self, k: int = 20, *, class_names: Sequence[str] | None = None, ax: Any = None) -> Any:
+        """Draw the scores of the first ``k`` suspects as bars.
+
+        Parameters
+        ----------
+        k : int, default=20
+        class_names : sequence of str, optional
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        matplotlib Axes
+        """
+        from whence.report.plots import plot_suspects
+
+        return plot_suspects(self, k, class_names=class_names, ax=ax)

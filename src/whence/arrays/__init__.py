@@ -1,0 +1,1 @@
+"""Arrays of any library: namespaces, devices, dtypes, sparse rows, symmetric matrices."""

@@ -1,0 +1,1 @@
+"""Batches of every kind of dataset, and the way back."""

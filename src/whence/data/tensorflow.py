@@ -1,0 +1,107 @@
+"""Batched ``tf.data.Dataset`` s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from whence._errors import WhenceError
+from whence.arrays.base import as_numpy, import_extra
+from whence.data.base import Batch, Dataset, map_leaves
+
+__all__ = ["TensorFlowDataset"]
+
+#: ``tf.data.INFINITE_CARDINALITY``.
+INFINITE = -1
+
+
+class TensorFlowDataset(Dataset):
+    """A batched ``tf.data.Dataset``."""
+
+    def __init__(self, dataset: Any, argument: str) -> None:
+        if int(dataset.cardinality()) == INFINITE:
+            raise WhenceError(
+                argument, "a dataset that ends", "one that repeats for ever", "Leave out repeat()."
+            )
+        self._dataset = dataset
+        self.argument = argument
+
+    @property
+    def native(self) -> Any:
+        return self._dataset
+
+    def elements(self) -> Iterator[Any]:
+        yield from self._dataset
+
+    @property
+    def n_batches(self) -> int | None:
+        count = int(self._dataset.cardinality())
+        return count if count >= 0 else None
+
+    def pair_with(self, function: Callable[[Batch], Any]) -> Any:
+        return self._map(function, self.probe(function))
+
+    def results(self, function: Callable[[Batch], Any]) -> Any:
+        return self.pair_with(function).map(lambda element, result: result)
+
+    def _map(self, function: Callable[..., Any], example: Any, *leading: Any) -> Any:
+        """Map ``function(*leading, batch)`` over the dataset outside TensorFlow's graph."""
+        tf = import_extra("tensorflow", "tensorflow")
+        several = isinstance(example, tuple)
+        parts = list(example) if several else [example]
+        dtypes = [tf.as_dtype(part.dtype) for part in parts]
+
+        def call(number: Any, *flat: Any) -> Any:
+            extra, rest = flat[: len(leading)], flat[len(leading) :]
+            element = tf.nest.pack_sequence_as(self._dataset.element_spec, list(rest))
+            inputs, labels, weight = self.split(element, self.argument)
+            batch = Batch(inputs, labels, weight, int(number), self.argument)
+            result = function(*[int(e) for e in extra], batch)
+            return [np.asarray(part) for part in (result if several else [result])]
+
+        def mapped(number: Any, element: Any) -> Any:
+            flat = tf.nest.flatten(element)
+            results = tf.numpy_function(call, [number, *leading, *flat], dtypes, stateful=False)
+            length = flat[0].shape[0]
+            for part, like in zip(results, parts, strict=True):
+                part.set_shape([length, *like.shape[1:]] if not leading else [None, length])
+            return element, tuple(results) if several else results[0]
+
+        numbered = self._dataset.enumerate()
+        return numbered.map(tf.autograph.experimental.do_not_convert(mapped))
+
+    def from_elements(self, elements: Sequence[tuple[Any, ...]]) -> Any:
+        tf = import_extra("tensorflow", "tensorflow")
+
+        def spec(leaf: Any) -> Any:
+            array = as_numpy(leaf)
+            dtype = tf.string if array.dtype.hasobject else tf.as_dtype(array.dtype)
+            return tf.TensorSpec((None, *array.shape[1:]), dtype)
+
+        signature = map_leaves(spec, elements[0])
+        specs = tf.nest.flatten(signature)
+        plain = [tf.nest.flatten(map_leaves(as_numpy, element)) for element in elements]
+
+        def mapped(number: Any) -> Any:
+            dtypes = [leaf.dtype for leaf in specs]
+            arrays = tf.numpy_function(lambda i: plain[int(i)], [number], dtypes, stateful=False)
+            for array, leaf in zip(arrays, specs, strict=True):
+                array.set_shape(leaf.shape)
+            return tf.nest.pack_sequence_as(signature, arrays)
+
+        # Not from_generator: it has TensorFlow hand memory back to the system at every turn, process-wide,
+        # which makes all that NumPy does afterwards slower.
+        numbered = tf.data.Dataset.range(len(plain))
+        return numbered.map(tf.autograph.experimental.do_not_convert(mapped))
+
+    def nested(self, outer: Sequence[Any], function: Callable[[int, Batch], np.ndarray]) -> Any:
+        example = self.probe(lambda batch: function(0, batch))
+        wrapped = self.from_elements([(element,) for element in outer]).enumerate()
+
+        def mapped(i: Any, element: Any) -> Any:
+            return element[0], self._map(function, example, i)
+
+        tf = import_extra("tensorflow", "tensorflow")
+        return wrapped.map(tf.autograph.experimental.do_not_convert(mapped))

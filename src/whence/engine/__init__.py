@@ -1,0 +1,1 @@
+"""Where work on a training set is done: here, in threads, or on Dask."""

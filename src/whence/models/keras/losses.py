@@ -1,0 +1,154 @@
+"""Keras's losses: which have a closed form, and the loss of each sample for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from whence._errors import WhenceError
+from whence._errors import described as described_kind
+from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
+from whence.models.base import LossSpec
+
+__all__ = ["PerSampleLoss", "loss_spec"]
+
+#: Keras's losses that have a closed form: how to make it, and its tail for probabilities.
+_CLOSED_FORMS: dict[str, tuple[Callable[[float], Loss], str]] = {
+    "CategoricalCrossentropy": (SoftmaxCrossEntropy, "softmax"),
+    "SparseCategoricalCrossentropy": (lambda smoothing: SoftmaxCrossEntropy(), "softmax"),
+    "BinaryCrossentropy": (BinaryCrossEntropy, "sigmoid"),
+    "MeanSquaredError": (lambda smoothing: SquaredError(), "identity"),
+}
+
+#: Losses on classes, and where a single output speaks for class 1 unless it is a logit.
+_BOUNDARIES = {
+    "BinaryCrossentropy": 0.5,
+    "BinaryFocalCrossentropy": 0.5,
+    "CategoricalCrossentropy": 0.5,
+    "CategoricalFocalCrossentropy": 0.5,
+    "CategoricalHinge": 0.0,
+    "Hinge": 0.0,
+    "SparseCategoricalCrossentropy": 0.5,
+    "SquaredHinge": 0.0,
+}
+
+
+class PerSampleLoss:
+    """A Keras loss without its reduction: one number a sample, or one a position of a sequence.
+
+    The mean is taken over the axes behind those, as Keras would; what a mask on the losses hides
+    does not count in it.
+
+    Parameters
+    ----------
+    keras : module
+    loss : keras.losses.Loss
+    described : str
+    """
+
+    def __init__(self, keras: Any, loss: Any, described: str) -> None:
+        self._keras = keras
+        self.loss = loss
+        self.described = described
+
+    @property
+    def boundary(self) -> float | None:
+        """From which output on class 1 is meant, or None for losses that are not on classes."""
+        name, config = _name_and_config(self._keras, self.loss)
+        return 0.0 if config.get("from_logits", False) else _BOUNDARIES.get(name)
+
+    def __call__(self, labels: Any, output: Any, n_kept: int = 1) -> Any:
+        """Return the losses with the ``n_kept`` first axes of labels and output."""
+        ops = self._keras.ops
+        # As Keras does before it calls a loss; ours may be in another precision than its default.
+        losses = self.loss.call(ops.cast(labels, output.dtype), output)
+        n_axes = len(getattr(losses, "shape", ()))
+        if n_axes == 0:
+            raise WhenceError(
+                f"loss {self.described}",
+                "the loss of each sample: shape (batch,)",
+                "a single number for the whole batch",
+                "Leave out the last mean or sum: a loss over the batch has no samples to explain.",
+            )
+        if n_axes < n_kept:
+            raise WhenceError(
+                f"loss {self.described}",
+                f"the loss of each position: {n_kept} axes",
+                f"{n_axes} axes",
+                "Choose a layer behind the place where positions are brought together.",
+            )
+        mask = getattr(losses, "_keras_mask", None)
+        if n_axes == n_kept:
+            return losses
+        axes = list(range(n_kept, n_axes))
+        if mask is None:
+            return ops.mean(losses, axis=axes)
+        mask = ops.cast(mask, losses.dtype)
+        return ops.divide_no_nan(ops.sum(losses * mask, axis=axes), ops.sum(mask, axis=axes))
+
+
+def loss_spec(keras: Any, loss: Any) -> tuple[LossSpec, PerSampleLoss]:
+    """Return the closed form of a loss, if there is one, and the loss of each sample.
+
+    Parameters
+    ----------
+    keras : module
+    loss : str, callable or keras.losses.Loss
+
+    Raises
+    ------
+    WhenceError
+        If Keras would not take it as a loss.
+    """
+    described = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    if isinstance(loss, str):
+        try:
+            loss = keras.losses.get(loss)
+        except ValueError as error:
+            raise WhenceError(
+                "loss_function", "a loss that Keras knows", repr(loss), "Pass an object of keras.losses."
+            ) from error
+    if isinstance(loss, type) or not (callable(loss) or hasattr(loss, "call")):
+        raise WhenceError(
+            "loss_function",
+            "one loss: an object, a name, or a function of (y_true, y_pred)",
+            described_kind(loss),
+            f"Make one: {loss.__name__}()."
+            if isinstance(loss, type)
+            else "Explain one output of the model at a time, with the loss of that output.",
+        )
+    name, config = _name_and_config(keras, loss)
+    if not isinstance(loss, keras.losses.Loss):
+        # What compile() makes of a function; it stands right above the losses that Keras exports.
+        wrapper = keras.losses.MeanSquaredError.__mro__[1]
+        loss = wrapper(loss, name=described if described.isidentifier() else None)
+    per_sample = PerSampleLoss(keras, loss, described)
+    plain = config.get("ignore_class") is None and config.get("axis", -1) == -1
+    if name not in _CLOSED_FORMS or not plain:
+        ignored = config.get("ignore_class")
+        return LossSpec(None, "", described, ignored_class=ignored), per_sample
+    make, tail = _CLOSED_FORMS[name]
+    from_logits = bool(config.get("from_logits", False))
+    closed = make(float(config.get("label_smoothing", 0.0)))
+    if tail == "identity":
+        return LossSpec(closed, tail, described), per_sample
+    if from_logits:
+        return LossSpec(closed, "identity", described, contradicted_by=(tail,)), per_sample
+    return LossSpec(closed, tail, described, contradicted_by=("identity",)), per_sample
+
+
+def _name_and_config(keras: Any, loss: Any) -> tuple[str, dict[str, Any]]:
+    """Return the name of the Keras class that a loss is of, and how it was configured."""
+    if type(loss).__module__.startswith("keras.") and hasattr(loss, "get_config"):
+        if type(loss).__name__ == "LossFunctionWrapper":
+            return _class_of_function(keras, loss.fn), dict(loss._fn_kwargs)
+        return type(loss).__name__, loss.get_config()
+    return _class_of_function(keras, loss), {}
+
+
+def _class_of_function(keras: Any, function: Any) -> str:
+    """Return the name of the class that wraps one of Keras's loss functions, or an empty text."""
+    for name in {**_CLOSED_FORMS, **_BOUNDARIES}:
+        if getattr(getattr(keras.losses, name)(), "fn", None) is function:
+            return name
+    return ""

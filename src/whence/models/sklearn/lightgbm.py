@@ -1,0 +1,133 @@
+"""The adapter for LightGBM: ``Booster`` and its wrappers in scikit-learn's manner.
+
+Leaves come from ``pred_leaf`` and their values from ``get_leaf_output``; tree ``t`` is for class
+``t mod C``. The base score stands in the leaves of the first trees. With early stopping the trees up to the
+best iteration count, as in LightGBM's own ``predict``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
+from whence.layers.margin_losses import Poisson
+from whence.models.sklearn.estimators import Pipe, given_loss, refuse, refuse_objective, unfitted
+from whence.models.sklearn.trees import Leaves, TreeAdapter, l2_on_leaves
+
+__all__ = ["LightGBMAdapter"]
+
+OBJECTIVES: dict[str, Loss] = {
+    "binary": BinaryCrossEntropy(),
+    "cross_entropy": BinaryCrossEntropy(),
+    "multiclass": SoftmaxCrossEntropy(),
+    "multiclassova": BinaryCrossEntropy(),
+    "regression": SquaredError(),
+    "poisson": Poisson(),
+}
+
+
+class LightGBMAdapter(TreeAdapter):
+    """Reads a booster of LightGBM.
+
+    Parameters
+    ----------
+    model : lightgbm.Booster or lightgbm.LGBMModel
+    pipe : Pipe
+    loss_function : Loss or str, optional
+        For an objective of the user's own; see :func:`~whence.models.sklearn.estimators.given_loss`.
+    reg_lambda : float, optional
+        In place of the booster's own and of what its training implies.
+    """
+
+    def __init__(
+        self, model: Any, pipe: Pipe, loss_function: Any = None, reg_lambda: float | None = None
+    ) -> None:
+        self._model = model
+        is_wrapper = hasattr(model, "get_params")
+        if is_wrapper and not model.__sklearn_is_fitted__():
+            raise unfitted(model)
+        self._booster = booster = model.booster_ if is_wrapper else model
+        text = booster.model_to_string()
+        parameters = dict(re.findall(r"^\[(\w+): (.*)\]$", text, flags=re.MULTILINE))
+        _refuse_unknown(model, text, parameters)
+        found = re.search(r"^objective=(.*)$", text, flags=re.MULTILINE)
+        objective = found.group(1) if found else "custom"
+        loss = _loss_of(model, objective, loss_function)
+        n_outputs = booster.num_model_per_iteration()
+        leaves = _leaves_of(booster, text, n_outputs)
+        against_rest = objective.startswith("multiclassova")
+        names = np.asarray(model.classes_) if is_wrapper and hasattr(model, "classes_") else None
+        if against_rest and names is None:
+            names = np.arange(n_outputs)
+        columns = booster.feature_name()
+        without = columns == [f"Column_{number}" for number in range(len(columns))]  # trained on an array
+        pipe.expect(None if without else columns, lambda name: re.sub(r"\s", "_", name))
+        positive = float(parameters.get("scale_pos_weight", 1))
+        if parameters.get("is_unbalance") == "1" or getattr(model, "class_weight", None) is not None:
+            raise refuse(
+                model,
+                "class weights that a trained booster does not keep",
+                "Train it with sample_weight, and give the same weights with the samples.",
+            )
+        was_held_back = reg_lambda is None
+        if reg_lambda is None:
+            reg_lambda = float(parameters.get("lambda_l2", 0))
+        super().__init__(
+            f"{type(model).__name__} with objective {objective!r}",
+            leaves,
+            pipe,
+            loss,
+            names,
+            n_features_in=booster.num_feature(),
+            one_against_rest=against_rest,
+            by_class=None if positive == 1 or n_outputs > 1 else np.asarray([1.0, positive]),
+            was_held_back=was_held_back,
+            l2_of_sum=l2_on_leaves(reg_lambda, loss, n_outputs, against_rest),
+        )
+
+    def _reached(self, x: Any) -> np.ndarray:
+        reached = np.asarray(self._booster.predict(x, pred_leaf=True))
+        return reached.reshape(len(reached), -1)
+
+    def _margin(self, x: Any) -> np.ndarray:
+        margin = np.asarray(self._booster.predict(x, raw_score=True), dtype=np.float64)
+        return margin.reshape(len(margin), -1)
+
+
+def _refuse_unknown(model: Any, text: str, parameters: dict[str, str]) -> None:
+    """Raise for boosters that are not sums of one value a tree."""
+    if parameters.get("linear_tree") == "1" or re.search(r"^is_linear=1$", text, flags=re.MULTILINE):
+        raise refuse(model, "linear_tree=True", "Train it with constant leaves.")
+    if re.search(r"^average_output$", text, flags=re.MULTILINE):
+        raise refuse(model, "boosting='rf', whose trees are averaged", "Use a forest of scikit-learn.")
+    if parameters.get("reg_sqrt") == "1":
+        raise refuse(model, "reg_sqrt=True", "Train it on the square roots of the targets yourself.")
+
+
+def _loss_of(model: Any, objective: str, loss_function: Any) -> Loss:
+    loss = given_loss(loss_function)
+    if loss is not None:
+        return loss
+    kind, *settings = objective.split(" ")
+    if any(setting.startswith("sigmoid:") and float(setting[8:]) != 1 for setting in settings):
+        raise refuse(model, f"objective {objective!r}", "Train it with sigmoid=1.")
+    if kind in OBJECTIVES:
+        return OBJECTIVES[kind]
+    what = "an objective of your own" if kind == "custom" else f"objective {kind!r}"
+    raise refuse_objective(model, what, OBJECTIVES)
+
+
+def _leaves_of(booster: Any, text: str, n_outputs: int) -> Leaves:
+    counts = [int(n) for n in re.findall(r"^num_leaves=(\d+)$", text, flags=re.MULTILINE)]
+    if not counts:
+        raise refuse(booster, "no trees", "Train it for at least one round.")
+    nodes, values = [], []
+    for tree, n_leaves in enumerate(counts):
+        column = np.zeros((n_leaves, n_outputs))
+        column[:, tree % n_outputs] = [booster.get_leaf_output(tree, leaf) for leaf in range(n_leaves)]
+        nodes.append(np.arange(n_leaves))
+        values.append(column)
+    return Leaves(nodes, values)

@@ -1,0 +1,197 @@
+"""The adapter for XGBoost: ``Booster`` and its wrappers in scikit-learn's manner.
+
+Leaves come from ``pred_leaf`` and their values from the model as XGBoost saves it. Early stopping counts as
+in XGBoost's own ``predict``: a wrapper stops at the best iteration, a ``Booster`` takes all its trees.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from whence._errors import WhenceError
+from whence.arrays.base import import_extra
+from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
+from whence.layers.margin_losses import Poisson
+from whence.models.sklearn.estimators import Pipe, given_loss, refuse, refuse_objective, unfitted
+from whence.models.sklearn.trees import Leaves, TreeAdapter, l2_on_leaves
+
+__all__ = ["XGBoostAdapter"]
+
+OBJECTIVES: dict[str, Loss] = {
+    "binary:logistic": BinaryCrossEntropy(),
+    "binary:logitraw": BinaryCrossEntropy(),
+    "reg:logistic": BinaryCrossEntropy(),
+    "multi:softprob": SoftmaxCrossEntropy(),
+    "multi:softmax": SoftmaxCrossEntropy(),
+    "reg:squarederror": SquaredError(),
+    "reg:linear": SquaredError(),
+    "count:poisson": Poisson(),
+}
+
+
+class XGBoostAdapter(TreeAdapter):
+    """Reads a booster of XGBoost.
+
+    Parameters
+    ----------
+    model : xgboost.Booster or xgboost.XGBModel
+    pipe : Pipe
+    loss_function : Loss or str, optional
+        For an objective of the user's own; see :func:`~whence.models.sklearn.estimators.given_loss`.
+    reg_lambda : float, optional
+        In place of the booster's own and of what its training implies.
+    """
+
+    def __init__(
+        self, model: Any, pipe: Pipe, loss_function: Any = None, reg_lambda: float | None = None
+    ) -> None:
+        self._xgboost = import_extra("xgboost", "trees")
+        self._model = model
+        is_wrapper = hasattr(model, "get_booster")
+        if is_wrapper and not model.__sklearn_is_fitted__():
+            raise unfitted(model)
+        self._booster = booster = model.get_booster() if is_wrapper else model
+        best = getattr(model, "best_iteration", None) if is_wrapper and _has_best(booster) else None
+        self._range = (0, 0 if best is None else int(best) + 1)
+        pipe.expect(booster.feature_names)
+        content = json.loads(bytes(booster.save_raw("json")).decode())["learner"]
+        self._frame_options = {"missing": model.missing} if is_wrapper else {}
+        parameters = content["learner_model_param"]
+        _refuse_unknown(model, content)
+        objective = content["objective"]["name"]
+        custom = is_wrapper and callable(getattr(model, "objective", None))
+        loss = _loss_of(model, custom or _is_untold(objective, parameters), objective, loss_function)
+        leaves = _leaves_of(content["gradient_booster"], self._range[1], int(parameters["num_class"]))
+        n_outputs = leaves.theta.shape[1]
+        was_held_back = reg_lambda is None
+        if reg_lambda is None:
+            reg_lambda = float(_train_parameters(booster).get("lambda", 1.0))
+        positive = float(content["objective"].get("reg_loss_param", {}).get("scale_pos_weight", 1))
+        names = np.asarray(model.classes_) if is_wrapper and hasattr(model, "classes_") else None
+        super().__init__(
+            f"{type(model).__name__} with objective {objective!r}",
+            leaves,
+            pipe,
+            loss,
+            names,
+            n_features_in=int(parameters["num_feature"]),
+            by_class=None if positive == 1 or n_outputs > 1 else np.asarray([1.0, positive]),
+            was_held_back=was_held_back,
+            l2_of_sum=l2_on_leaves(reg_lambda, loss, n_outputs, False),
+            precision=np.float32,
+        )
+
+    def _any_row(self) -> Any:
+        return np.full((1, self._n_features_in), np.nan)
+
+    def _matrix(self, x: Any) -> Any:
+        if isinstance(x, self._xgboost.DMatrix):
+            return x
+        options = dict(self._frame_options)
+        if hasattr(x, "columns"):
+            options["enable_categorical"] = True
+        return self._xgboost.DMatrix(x, **options)
+
+    def _predict(self, x: Any, **what: Any) -> np.ndarray:
+        return self._booster.predict(
+            self._matrix(x),
+            iteration_range=self._range,
+            strict_shape=True,
+            # Columns were compared with those of the fit; arrays have no names to compare.
+            validate_features=hasattr(x, "columns"),
+            **what,
+        )
+
+    def _reached(self, x: Any) -> np.ndarray:
+        if x.shape[1] != self._n_features_in:
+            raise WhenceError(
+                "inputs",
+                f"shape (batch, {self._n_features_in}), as at fit",
+                f"shape {tuple(x.shape)}",
+                "Give the columns of the fit.",
+            )
+        reached = self._predict(x, pred_leaf=True)
+        return np.asarray(reached).reshape(len(reached), -1)
+
+    def _margin(self, x: Any) -> np.ndarray:
+        return np.asarray(self._predict(x, output_margin=True), dtype=np.float64)
+
+
+def _has_best(booster: Any) -> bool:
+    return booster.attr("best_iteration") is not None
+
+
+def _refuse_unknown(model: Any, content: dict[str, Any]) -> None:
+    """Raise for boosters that are not sums of one value a tree."""
+    kind = content["gradient_booster"]["name"]
+    if kind not in ("gbtree", "dart"):
+        raise refuse(model, f"booster={kind!r}", "Train it with booster='gbtree'.")
+    trees = _trees_of(content["gradient_booster"])["trees"]
+    if int(content["learner_model_param"].get("num_target", 1)) > 1:
+        raise refuse(model, "several targets", "Train one booster a target.")
+    if any(int(tree["tree_param"].get("size_leaf_vector", 1)) > 1 for tree in trees):
+        fix = "Train it with multi_strategy='one_output_per_tree'."
+        raise refuse(model, "multi_strategy='multi_output_tree', trees of several outputs", fix)
+    if not trees:
+        raise refuse(model, "no trees", "Train it for at least one round.")
+
+
+def _is_untold(objective: str, parameters: dict[str, Any]) -> bool:
+    """Return whether a booster was trained without naming an objective, as with one of the user's own.
+
+    XGBoost then notes its default, squared error, and the base score that it would have replaced by the
+    mean of the targets had that been the objective.
+    """
+    base_score = float(str(parameters.get("base_score", "0")).strip("[]").split(",")[0])
+    return (
+        objective == "reg:squarederror"
+        and parameters.get("boost_from_average") == "1"
+        and base_score == 0.5
+    )
+
+
+def _loss_of(model: Any, is_custom: bool, objective: str, loss_function: Any) -> Loss:
+    loss = given_loss(loss_function)
+    if loss is not None:
+        return loss
+    if is_custom or objective not in OBJECTIVES:
+        what = "an objective of your own" if is_custom else f"objective={objective!r}"
+        raise refuse_objective(model, what, OBJECTIVES)
+    return OBJECTIVES[objective]
+
+
+def _trees_of(gradient_booster: dict[str, Any]) -> dict[str, Any]:
+    if gradient_booster["name"] == "dart":
+        return gradient_booster["gbtree"]["model"]
+    return gradient_booster["model"]
+
+
+def _leaves_of(gradient_booster: dict[str, Any], n_iterations: int, n_classes: int) -> Leaves:
+    model = _trees_of(gradient_booster)
+    trees, owners = model["trees"], model["tree_info"]
+    n_outputs = max(1, n_classes)
+    if n_iterations:
+        n_parallel = int(model["gbtree_model_param"].get("num_parallel_tree", 1) or 1)
+        ends = model.get("iteration_indptr")
+        trees = trees[: ends[n_iterations] if ends else n_iterations * n_parallel * n_outputs]
+    shares = gradient_booster.get("weight_drop", [1.0] * len(trees))
+    nodes, values = [], []
+    for tree, owner, share in zip(trees, owners, shares, strict=False):
+        at = np.flatnonzero(np.asarray(tree["left_children"]) == -1)
+        column = np.zeros((len(at), n_outputs))
+        # Of a leaf, what stands in the place of a split's condition is its value.
+        leaf_values = np.asarray(tree["split_conditions"], dtype=np.float32)[at]
+        column[:, owner] = leaf_values * np.float32(share)
+        nodes.append(at)
+        values.append(column)
+    return Leaves(nodes, values)
+
+
+def _train_parameters(booster: Any) -> dict[str, Any]:
+    config = json.loads(booster.save_config())["learner"]["gradient_booster"]
+    if "gbtree" in config:
+        config = config["gbtree"]
+    return config.get("tree_train_param", {})

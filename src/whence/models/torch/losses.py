@@ -1,0 +1,233 @@
+"""PyTorch's losses: which have a closed form, and the loss of each sample for all of them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from whence._errors import WhenceError
+from whence.arrays.base import as_numpy
+from whence.layers.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from whence.models.adapter import LossSpec
+
+__all__ = ["PerSampleLoss", "own_loss", "read_loss"]
+
+#: Functions of torch.nn.functional, and the class of torch.nn that calls them.
+_CLASS_OF_FUNCTION = {
+    "cross_entropy": "CrossEntropyLoss",
+    "nll_loss": "NLLLoss",
+    "binary_cross_entropy": "BCELoss",
+    "binary_cross_entropy_with_logits": "BCEWithLogitsLoss",
+    "mse_loss": "MSELoss",
+    "l1_loss": "L1Loss",
+    "smooth_l1_loss": "SmoothL1Loss",
+    "huber_loss": "HuberLoss",
+    "poisson_nll_loss": "PoissonNLLLoss",
+    "kl_div": "KLDivLoss",
+    "soft_margin_loss": "SoftMarginLoss",
+    "multi_margin_loss": "MultiMarginLoss",
+    "multilabel_soft_margin_loss": "MultiLabelSoftMarginLoss",
+}
+
+#: Losses whose labels are classes, and from where a single output speaks for class 1.
+_BOUNDARIES = {
+    "BCELoss": 0.5,
+    "BCEWithLogitsLoss": 0.0,
+    "CrossEntropyLoss": 0.0,
+    "MultiMarginLoss": 0.0,
+    "NLLLoss": 0.0,
+    "SoftMarginLoss": 0.0,
+}
+
+#: Losses that take class numbers; all others of torch.nn take targets of the output's dtype.
+_TAKE_CLASS_NUMBERS = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "MultiLabelMarginLoss")
+
+_NEEDS_LOSS = "a function of (output, target), or a loss of torch.nn that takes these two"
+
+
+class PerSampleLoss:
+    """A loss without its reduction over the batch: one number a sample.
+
+    What the reduction does with the axes behind the first is kept: ``"sum"`` and ``"batchmean"`` sum
+    over them, ``"mean"`` and ``"none"`` take the mean.
+
+    Parameters
+    ----------
+    loss : torch.nn.Module or callable
+        ``loss(output, target)``.
+
+    Attributes
+    ----------
+    described : str
+        How messages call it.
+    kind : str
+        The class of torch.nn that it is, or an empty text.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        self.described = getattr(loss, "__name__", type(loss).__name__)
+        if isinstance(loss, functools.partial):
+            self.described = getattr(loss.func, "__name__", "loss")
+        self.kind, self.settings = _kind_and_settings(loss)
+        self._sums = self.settings.get("reduction", "mean") in ("sum", "batchmean")
+        self.unreduced = _unreduced(loss, self.kind)
+
+    @property
+    def boundary(self) -> float | None:
+        """From which output on class 1 is meant, or None for losses that are not on classes."""
+        return _BOUNDARIES.get(self.kind)
+
+    @property
+    def is_on_rows(self) -> bool:
+        """Whether the loss is one of PyTorch's, which take classes on the second axis."""
+        return bool(self.kind)
+
+    def __call__(self, output: Any, target: Any) -> Any:
+        """Return the loss of each row, shape ``(n,)``; ``output (n, ...)``."""
+        losses = self.unreduced(output, self._as_target(output, target))
+        if getattr(losses, "ndim", 0) == 0:
+            raise WhenceError(
+                f"loss {self.described}",
+                "the loss of each sample: shape (batch,)",
+                "a single number for the whole batch",
+                "Leave out the last mean or sum: a loss over the batch has no samples to explain.",
+            )
+        if losses.ndim == 1:
+            return losses
+        rest = losses.reshape(losses.shape[0], -1)
+        return rest.sum(dim=1) if self._sums else rest.mean(dim=1)
+
+    def spec(self) -> LossSpec:
+        """Return the closed form of the loss, if it has one."""
+        settings, reduction = self.settings, self.settings.get("reduction", "mean")
+        smoothing = float(settings.get("label_smoothing", 0.0))
+        ignored = settings.get("ignore_index")
+        if self.kind in ("CrossEntropyLoss", "NLLLoss"):
+            weight = settings.get("weight")
+            weights = None if weight is None else tuple(float(w) for w in as_numpy(weight))
+            logits = self.kind == "CrossEntropyLoss"
+            return LossSpec(
+                # A class that is ignored is left to the loss itself, unless it stands for padding.
+                None if ignored is not None and ignored >= 0 else SoftmaxCrossEntropy(smoothing, weights),
+                "identity" if logits else "log_softmax",
+                self.described,
+                contradicted_by=("softmax",) if logits else ("identity", "softmax"),
+                ignored_class=ignored,
+            )
+        plain = settings.get("weight") is None and settings.get("pos_weight") is None
+        if reduction == "sum" or not plain:  # the sum over outputs is no mean over them
+            return LossSpec(None, "", self.described)
+        if self.kind == "BCEWithLogitsLoss":
+            return LossSpec(BinaryCrossEntropy(), "identity", self.described, ("sigmoid",))
+        if self.kind == "BCELoss":
+            return LossSpec(BinaryCrossEntropy(), "sigmoid", self.described, ("identity",))
+        if self.kind == "MSELoss":
+            return LossSpec(SquaredError(), "identity", self.described)
+        return LossSpec(None, "", self.described)
+
+    def _as_target(self, output: Any, target: Any) -> Any:
+        if target.is_floating_point():
+            return target.to(output.dtype)
+        if self.kind and self.kind not in _TAKE_CLASS_NUMBERS:
+            return target.to(output.dtype)
+        return target.long()
+
+
+def read_loss(loss: Any) -> PerSampleLoss:
+    """Return a loss of the user as one of each sample.
+
+    Raises
+    ------
+    WhenceError
+        If it cannot be called with an output and a target alone.
+    """
+    if isinstance(loss, type) or not callable(loss):
+        got = f"the class {loss.__name__}" if isinstance(loss, type) else f"a {type(loss).__name__}"
+        raise WhenceError("loss_function", _NEEDS_LOSS, got, "Pass an object: torch.nn.CrossEntropyLoss().")
+    function = loss.forward if hasattr(loss, "forward") else loss
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # built-in functions of torch
+        return PerSampleLoss(loss)
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        names = ", ".join(signature.parameters)
+        raise WhenceError(
+            "loss_function",
+            _NEEDS_LOSS,
+            f"{getattr(loss, '__name__', type(loss).__name__)}({names})",
+            "Wrap it: loss_function=lambda output, target: your_loss(output, target, ...).",
+        ) from None
+    return PerSampleLoss(loss)
+
+
+def _kind_and_settings(loss: Any) -> tuple[str, dict[str, Any]]:
+    """Return the class of torch.nn that a loss is, and how it was configured."""
+    kind = type(loss).__name__
+    if type(loss).__module__ == "torch.nn.modules.loss":
+        names = ("reduction", "label_smoothing", "ignore_index", "weight", "pos_weight")
+        return kind, {name: getattr(loss, name) for name in names if hasattr(loss, name)}
+    settings: dict[str, Any] = {}
+    if isinstance(loss, functools.partial) and not loss.args:
+        settings, loss = dict(loss.keywords), loss.func
+    name = getattr(loss, "__name__", "")
+    if getattr(loss, "__module__", "") == "torch.nn.functional" and name in _CLASS_OF_FUNCTION:
+        if "Logits" not in _CLASS_OF_FUNCTION[name] and name in ("cross_entropy", "nll_loss"):
+            settings = {"ignore_index": -100, **settings}
+        return _CLASS_OF_FUNCTION[name], settings
+    return "", settings if "reduction" in settings else {}
+
+
+def _unreduced(loss: Any, kind: str) -> Callable[[Any, Any], Any]:
+    """Return the same loss with one number a sample, where it has a reduction to switch off."""
+    if hasattr(loss, "forward") and hasattr(loss, "reduction"):
+        plain = copy.copy(loss)
+        plain.reduction = "none"
+        return plain
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    try:
+        takes_reduction = "reduction" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        takes_reduction = bool(kind)
+    return functools.partial(loss, reduction="none") if takes_reduction else loss
+
+
+def own_loss(torch: Any, compute: Callable[[], Any]) -> PerSampleLoss | None:
+    """Return the loss that a model computes by itself, as the function of ``torch.nn`` that it calls.
+
+    Parameters
+    ----------
+    torch : module
+    compute : callable
+        Runs the model with labels and returns its own loss, or None.
+
+    Returns
+    -------
+    PerSampleLoss or None
+        ``None`` unless the model's loss is what one such function returns.
+    """
+    functions = {getattr(torch.nn.functional, name): name for name in _CLASS_OF_FUNCTION}
+    seen: list[tuple[str, dict[str, Any], Any]] = []
+
+    class Listening(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if function not in functions:
+                return function(*args, **kwargs)
+            with torch._C.DisableTorchFunction():  # what it calls in turn is a part of it
+                result = function(*args, **kwargs)
+            bound = inspect.signature(function).bind(*args, **kwargs).arguments
+            settings = {k: v for k, v in list(bound.items())[2:] if v is not None}
+            seen.append((functions[function], settings, result))
+            return result
+
+    with torch.no_grad(), Listening():
+        total = compute()
+    if total is None or len(seen) != 1 or not torch.allclose(total.float(), seen[0][2].float()):
+        return None
+    name, settings, _ = seen[0]
+    return PerSampleLoss(functools.partial(getattr(torch.nn.functional, name), **settings))

@@ -1,0 +1,1 @@
+"""Scores of training samples, and the strongest of them."""
