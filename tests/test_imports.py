@@ -23,6 +23,7 @@ ORDER = [
     "data",
     "index",
     "search",
+    "indexing",
     "models",
     "answers",
     "attribution",

@@ -17,7 +17,7 @@ from whence.attribution.ridge import Ridge
 from whence.data.base import Batch
 from whence.data.tables import row_names
 from whence.index import Shard
-from whence.models.base import Observation
+from whence.indexing.observation import Observation
 from whence.progress import track
 from whence.search.scores import LinearNearestNeighbors, scores
 from whence.search.top_k import ORDER

@@ -22,8 +22,9 @@ from whence.attribution.training_set import TrainingSet
 from whence.data.base import Batch
 from whence.engine.base import Engine, Serial, engine_of, parts_of, total
 from whence.index import Index, IndexPart, Method, Shard
+from whence.indexing.observation import Observation
 from whence.layers.linear_layer import Block, LinearLayer
-from whence.models.base import InfluenceModel, Observation
+from whence.models.base import InfluenceModel
 from whence.progress import track
 from whence.search.scores import Queries, Vector, scores
 

@@ -16,8 +16,9 @@ from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
 from whence.data.base import Batch
 from whence.index import Shard
+from whence.indexing.observation import Observation
 from whence.layers.linear_layer import Block
-from whence.models.base import InfluenceModel, Observation
+from whence.models.base import InfluenceModel
 from whence.search.scores import Queries
 
 __all__ = ["GradientCosine", "GradientDotProduct", "Gradients", "LossQuestion"]

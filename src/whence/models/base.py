@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +16,13 @@ from whence.arrays.base import Array, as_numpy, astype, check_finite, like, name
 from whence.data.base import Batch, Dataset, leaves, open_dataset, take_rows
 from whence.engine.base import as_engine
 from whence.index import Index, StoredIndex
+from whence.indexing.base import index_of
+from whence.indexing.observation import Observation
 from whence.layers.linear_layer import Block, LinearLayer
 from whence.layers.losses import Loss
 from whence.models.adapter import ADAPTERS, Adapter, LossSpec, Weights, adapter_for
 from whence.models.differentiated import DifferentiatedLoss
+from whence.models.recipe import Recipe
 from whence.models.sequence import (
     check_mask,
     flat_positions,
@@ -28,28 +31,7 @@ from whence.models.sequence import (
 )
 from whence.models.tail import decide_loss
 
-__all__ = ["ADAPTERS", "Adapter", "InfluenceModel", "LossSpec", "Observation", "Weights"]
-
-
-class Observation(NamedTuple):
-    """What the target layer sees of a batch.
-
-    Attributes
-    ----------
-    phi : array of shape (n, d) or (n, L, d)
-        Features, with a constant 1 if the layer has a bias; of ``L`` positions along a sequence.
-    target : array of shape (n, ...) or (n, L, ...), or None
-        Labels in the loss's form; ``None`` if the batch has none.
-    weight : array of shape (n,) or (n, L), or None
-        What each sample, or each position, counts: 0 where a mask hides it.
-    visible : array of shape (n, L), bool, or None
-        Which positions of a sequence the model's mask does not hide, whatever their labels and weights.
-    """
-
-    phi: Array
-    target: np.ndarray | None
-    weight: np.ndarray | None
-    visible: np.ndarray | None = None
+__all__ = ["ADAPTERS", "Adapter", "InfluenceModel", "LossSpec", "Weights"]
 
 
 class InfluenceModel:
@@ -303,8 +285,6 @@ class InfluenceModel:
             them out, for an index with a ``path``: its ``skipped`` lists them with their errors. The
             others keep their positions as names, or those of ``ids``.
         """
-        from whence.models.indexing import index_of  # which wraps models itself
-
         place = as_engine(engine)
         filled = index_of(self, dataset, argument, ids, progress, path, feature_dtype, place, on_error)
         filled.engine, filled.progress = place, progress
@@ -356,6 +336,17 @@ class InfluenceModel:
             "n_outputs": theta.shape[1],
         }
 
+    def differs_in(self, identity: dict[str, Any]) -> list[str]:
+        """Return the names of what differs from a model in another process."""
+        mine = self.identity()
+        if isinstance(self.loss, DifferentiatedLoss):  # its mark changes with pickling
+            identity = identity | {"loss": mine["loss"]}
+        return [key for key in identity if mine.get(key) != identity[key]]
+
+    def pickled(self, make: Any = None) -> Recipe:
+        """Return what makes the wrapped model again in another process, by ``make()`` if it is given."""
+        return Recipe(self, make)
+
     @property
     def _n_outputs(self) -> int:
         return int(self._adapter.weights().kernel.shape[1])
@@ -396,7 +387,7 @@ class InfluenceModel:
             self._spec = self._adapter.loss_spec()
             self._loss = decide_loss(self._adapter, batch.inputs, phi, self._loss_was_assumed)
             if isinstance(self._loss, DifferentiatedLoss):
-                self._loss.remember(self, take_rows(batch.inputs, slice(0, 2)))
+                self._loss.remember(self.pickled, take_rows(batch.inputs, slice(0, 2)))
         positions = tuple(int(size) for size in phi.shape[1:-1])
         if positions:
             phi = flat_positions(phi, len(positions))

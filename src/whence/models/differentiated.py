@@ -90,21 +90,19 @@ class DifferentiatedLoss(Loss):
         classes = self.boundary is not None and self._keeps_order()
         object.__setattr__(self, "is_classification", classes)
 
-    def remember(self, model: Any, inputs: Any) -> None:
-        """Note the wrapped model, and inputs of its form, from which other processes make the loss again.
+    def remember(self, pickled: Callable[[], Any], inputs: Any) -> None:
+        """Note what pickles the wrapped model, and inputs of its form: other processes make the loss again.
 
         What a framework has traced or compiled cannot be sent to them.
         """
-        object.__setattr__(self, "_origin", (model, inputs))
+        object.__setattr__(self, "_origin", (pickled, inputs))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         origin = getattr(self, "_origin", None)
         if origin is None:
             return super().__reduce_ex__(protocol)
         if not hasattr(self, "_recipe"):
-            from whence.models.recipe import Recipe  # which wraps models itself
-
-            object.__setattr__(self, "_recipe", Recipe(origin[0]))
+            object.__setattr__(self, "_recipe", origin[0]())
         return _made_again, (self._recipe, origin[1])  # type: ignore[attr-defined]
 
     def _keeps_order(self) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 
 from whence._errors import WhenceError
 from whence.arrays.base import import_extra
-from whence.models.base import InfluenceModel
 
 __all__ = ["Recipe"]
 
@@ -25,7 +24,7 @@ class Recipe:
         Makes the user's model there; ``None``: it is pickled.
     """
 
-    def __init__(self, model: InfluenceModel, make: Any = None) -> None:
+    def __init__(self, model: Any, make: Any = None) -> None:
         cloudpickle = import_extra("cloudpickle", "distributed")
         self._made_there = make is not None
         keras = sys.modules.get("keras")
@@ -35,7 +34,7 @@ class Recipe:
                 # Keras 3.15 saves its variables by a way that NumPy 2 warns of.
                 warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
                 what = make if self._made_there else model.model
-                self._pickled = cloudpickle.dumps((what, model.arguments))
+                self._pickled = cloudpickle.dumps((type(model), what, model.arguments))
         except Exception as error:
             raise WhenceError(
                 "influence_model",
@@ -49,7 +48,7 @@ class Recipe:
         """A text that two recipes share only if they are the same."""
         return hashlib.blake2b(self._pickled, digest_size=16).hexdigest()
 
-    def wrapped(self) -> InfluenceModel:
+    def wrapped(self) -> Any:
         """Return the model, in this process."""
         if self._backend is not None:
             found = os.environ.setdefault("KERAS_BACKEND", self._backend)
@@ -61,6 +60,6 @@ class Recipe:
                     "Start them with that variable.",
                 )
         cloudpickle = import_extra("cloudpickle", "distributed")
-        model, (start_layer, loss_function, options) = cloudpickle.loads(self._pickled)
+        wrap, model, (start_layer, loss_function, options) = cloudpickle.loads(self._pickled)
         model = model() if self._made_there else model
-        return InfluenceModel(model, start_layer, loss_function=loss_function, **options)
+        return wrap(model, start_layer, loss_function=loss_function, **options)

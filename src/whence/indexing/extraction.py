@@ -25,9 +25,7 @@ from whence.index import Shard, StoredIndex, Writer
 from whence.index.building import write_shard
 from whence.index.shard import RowBuffer, narrow
 from whence.index.store import StoredShard, damage
-from whence.models.base import InfluenceModel
-from whence.models.differentiated import DifferentiatedLoss
-from whence.models.recipe import Recipe
+from whence.indexing.observation import Observer
 from whence.progress import track
 
 __all__ = ["Extraction", "fill"]
@@ -83,7 +81,7 @@ class Extraction:
 
     Parameters
     ----------
-    model : InfluenceModel or Recipe
+    model : Observer or PickledObserver
     split : Dataset
         What takes the elements of the dataset apart.
     reader : Reader or None
@@ -92,7 +90,7 @@ class Extraction:
 
     def __init__(self, model: Any, split: Dataset, reader: Reader | None, on_error: str) -> None:
         self._given = model
-        self._model: InfluenceModel | None = None
+        self._model: Observer | None = None
         self._split = split
         self._reader = reader
         self._on_error = on_error
@@ -224,12 +222,9 @@ class Extraction:
         weight = None if seen.weight is None else as_numpy(seen.weight)
         return Shard(features, as_numpy(seen.target), weight, fingerprints(batch))
 
-    def _check_identity(self, model: InfluenceModel) -> None:
+    def _check_identity(self, model: Observer) -> None:
         """Raise if the model that was made here is not the one that is explained."""
-        here, wanted = model.identity(), self._plan["identity"]
-        if isinstance(model.loss, DifferentiatedLoss):  # its mark changes with pickling
-            wanted = wanted | {"loss": here["loss"]}
-        differing = [key for key in wanted if here.get(key) != wanted[key]]
+        differing = model.differs_in(self._plan["identity"])
         if differing:
             raise _OtherModelError(
                 "engine",
@@ -239,9 +234,10 @@ class Extraction:
             )
         self._is_checked = True
 
-    def _wrapped(self) -> InfluenceModel:
+    def _wrapped(self) -> Observer:
         if self._model is None:
-            self._model = self._given.wrapped() if isinstance(self._given, Recipe) else self._given
+            given = self._given
+            self._model = given.wrapped() if hasattr(given, "wrapped") else given
         return self._model
 
     def _refuse(
@@ -289,7 +285,7 @@ class Extraction:
 
 
 def fill(
-    model: InfluenceModel,
+    model: Observer,
     writer: Writer,
     opened: Dataset,
     ids: Any,
@@ -304,7 +300,7 @@ def fill(
     first = Extraction(model, split, reader, on_error).first(_pieces(opened, reader))
     writer.begin(model.identity())
     writer.plan_for(first.features)
-    sent: Any = Recipe(model, getattr(engine, "model", None)) if engine.is_remote else model
+    sent: Any = model.pickled(getattr(engine, "model", None)) if engine.is_remote else model
     extraction = Extraction(sent, split, None if read_here else reader, on_error).into(writer)
     if reader is None or read_here:
         shares = _read_here(_pieces(opened, reader), writer)

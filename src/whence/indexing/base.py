@@ -13,15 +13,15 @@ from whence.data.base import Dataset, fingerprints
 from whence.data.tables import row_names
 from whence.engine.base import Engine
 from whence.index import Index, Writer
-from whence.models.base import InfluenceModel
-from whence.models.extraction import fill
+from whence.indexing.extraction import fill
+from whence.indexing.observation import Observer
 from whence.progress import track
 
 __all__ = ["index_of"]
 
 
 def index_of(
-    model: InfluenceModel,
+    model: Observer,
     dataset: Any,
     argument: str,
     ids: Any,
@@ -59,7 +59,7 @@ def index_of(
 
 
 def _filled_in_order(
-    model: InfluenceModel, index: Index, opened: Dataset, ids: Any, progress: bool | None
+    model: Observer, index: Index, opened: Dataset, ids: Any, progress: bool | None
 ) -> Index:
     steps = track(opened, "features of the training set", opened.n_batches, progress)
     theta: np.ndarray | None = None

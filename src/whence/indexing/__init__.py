@@ -1,0 +1,1 @@
+"""One pass of a training set through a model, into an index."""

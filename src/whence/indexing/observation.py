@@ -1,0 +1,65 @@
+"""What a layer sees of a batch, and what a pass over a training set needs of a model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from whence.arrays.base import Array
+from whence.data.base import Batch, Dataset
+
+__all__ = ["Observation", "Observer", "PickledObserver"]
+
+
+class Observation(NamedTuple):
+    """What the target layer sees of a batch.
+
+    Attributes
+    ----------
+    phi : array of shape (n, d) or (n, L, d)
+        Features, with a constant 1 if the layer has a bias; of ``L`` positions along a sequence.
+    target : array of shape (n, ...) or (n, L, ...), or None
+        Labels in the loss's form; ``None`` if the batch has none.
+    weight : array of shape (n,) or (n, L), or None
+        What each sample, or each position, counts: 0 where a mask hides it.
+    visible : array of shape (n, L), bool, or None
+        Which positions of a sequence the model's mask does not hide, whatever their labels and weights.
+    """
+
+    phi: Array
+    target: np.ndarray | None
+    weight: np.ndarray | None
+    visible: np.ndarray | None = None
+
+
+class PickledObserver(Protocol):
+    """A model on its way to other processes."""
+
+    def wrapped(self) -> Observer:
+        """Return the model, in this process."""
+
+
+class Observer(Protocol):
+    """What a pass over a training set needs of a model."""
+
+    def open(self, dataset: Any, argument: str = "dataset") -> Dataset:
+        """Return a dataset as batches of what this model takes."""
+
+    def observe(self, batch: Batch) -> Observation:
+        """Return features, targets and weights of a batch."""
+
+    def theta(self) -> np.ndarray:
+        """Return the layer's weights as they are now."""
+
+    def check_losses(self, seen: Observation, theta: np.ndarray, where: str) -> None:
+        """Raise unless every sample of a batch has a finite loss."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what stored features belong to."""
+
+    def differs_in(self, identity: dict[str, Any]) -> list[str]:
+        """Return the names of what differs from the model that was pickled elsewhere."""
+
+    def pickled(self, make: Any = None) -> PickledObserver:
+        """Return the model for other processes, where ``make()`` makes it, if given."""
