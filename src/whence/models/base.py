@@ -109,7 +109,8 @@ class InfluenceModel:
         self._spec = adapter.loss_spec()
         self._loss: Loss | None = None  # decided on the first batch
         self._loss_was_assumed = False
-        self._loss_was_tried = False
+        #: Rows on which the loss was tried, until that has settled how it depends on them; then None.
+        self._tried: tuple[np.ndarray, np.ndarray] | None = (np.zeros(0), np.zeros(0))
         self._n_samples: int | None = None  # known once a training set is indexed
         self._implied_l2 = 0.0  # the same
 
@@ -446,9 +447,8 @@ class InfluenceModel:
             phi, target = phi[counts], target[counts]
         u = phi @ astype(like(theta, phi), phi.dtype)
         try:
-            if not self._loss_was_tried and isinstance(self.loss, DifferentiatedLoss):
-                self.loss.check(u, target, where)
-            self._loss_was_tried = True
+            if self._tried is not None and isinstance(self.loss, DifferentiatedLoss):
+                self._try_loss(as_numpy(u), as_numpy(target), where)
             check_finite(
                 self.loss.value(u, target),
                 f"losses ({self.loss.name})",
@@ -461,6 +461,15 @@ class InfluenceModel:
             raise WhenceError(
                 f"{error.argument} in {where}", error.expected, error.got, error.fix
             ) from error
+
+    def _try_loss(self, u: np.ndarray, target: np.ndarray, where: str) -> None:
+        """Try the loss on a batch and the one before it, until labels were seen that differ."""
+        assert self._tried is not None and isinstance(self.loss, DifferentiatedLoss)
+        before = self._tried if self._tried[1].shape[1:] == target.shape[1:] else (u[:0], target[:0])
+        if len(before[0]):
+            u, target = np.concatenate([u, before[0]]), np.concatenate([target, before[1]])
+        is_settled = self.loss.check(u, target, where)
+        self._tried = None if is_settled else (u[-1:], target[-1:])
 
 
 def _reason(error: Exception) -> str:

@@ -109,6 +109,8 @@ class DifferentiatedLoss(Loss):
         """Whether the model's class is the largest pre-activation, or the sign of a single one."""
         u = np.random.default_rng(0).normal(size=(64, self.n_outputs))
         output = as_numpy(self.output(u))
+        if self.n_outputs == 1 and output.shape == u.shape[:1]:
+            output = output[:, None]  # a single output, squeezed
         if output.shape != u.shape:
             return False
         if self.n_outputs == 1:
@@ -177,8 +179,14 @@ class DifferentiatedLoss(Loss):
     def fingerprint(self) -> str:
         return f"{self.name}, differentiated, {self.identity}"
 
-    def check(self, u: Array, target: Array, where: str) -> None:
+    def check(self, u: Array, target: Array, where: str) -> bool:
         """Try the loss on a batch, before anything is computed with it.
+
+        Returns
+        -------
+        bool
+            Whether that settles it: labels that differ are needed, to see that one sample's loss does not
+            depend on another's label.
 
         Raises
         ------
@@ -190,27 +198,24 @@ class DifferentiatedLoss(Loss):
         UserWarning
             If it has no second derivatives there.
         """
-        # Another number of rows than of outputs, and two at least: (C,) is not taken for (n,).
-        n_rows = min(max(2, u.shape[0]), TRIED_ROWS)
-        n_rows += n_rows == self.n_outputs
-        rows = np.arange(n_rows) % u.shape[0]
-        u, target = as_numpy(u)[rows], as_numpy(target)[rows]
+        u, target = self._tried_rows(as_numpy(u), as_numpy(target))
         values = as_numpy(self.value(u, target))
+        n_rows = len(values)
         for row in (0, 1):
+            others = np.arange(n_rows) != row
             moved = u.copy()
             moved[row] += 0.1 * (1 + np.abs(moved[row]))
-            changed = as_numpy(self.derivatives(moved, target, 0))
-            others = np.arange(n_rows) != row
-            if not np.allclose(changed[others], values[others], rtol=1e-5, atol=1e-7):
-                raise WhenceError(
-                    f"loss {self.name}",
-                    "a loss of each sample (or position) that depends on it alone",
-                    f"one that changes with the others of {where}",
-                    "Use a loss that is a mean over them, and a layer behind the place where "
-                    "positions are brought together.",
-                )
+            self._check_same(moved, target, values, others, where)
+            for label in target[[row, -1 - row]]:  # all others labelled alike: one of the two is new
+                changed = target.copy()
+                changed[others] = label
+                self._check_same(u, changed, values, ~others, where)
+        for size in {max(2, n_rows // 2), max(2, n_rows - 1)} - {n_rows}:
+            self._check_same(u[:size], target[:size], values[:size], slice(None), where)
+        twice = np.concatenate([u, u]), np.concatenate([target, target])
+        self._check_same(*twice, np.concatenate([values, values]), slice(None), where)
         turned = as_numpy(self.derivatives(np.roll(u, 1, 0), np.roll(target, 1, 0), 0))
-        if not np.allclose(turned, np.roll(values, 1), rtol=1e-5, atol=1e-7):
+        if not _are_close(turned, np.roll(values, 1)):
             raise WhenceError(
                 f"loss {self.name}",
                 "a loss and a tail that treat all positions alike",
@@ -224,6 +229,38 @@ class DifferentiatedLoss(Loss):
                 "divided by it. Use a smooth loss, such as Huber or squared hinge, if curvature is "
                 "to count."
             )
+        return bool((target != target[:1]).any())
+
+    def _tried_rows(self, u: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return some rows: two at least, the first and the last with different labels if there are such."""
+        # Another number of rows than of outputs: (C,) is not taken for (n,).
+        n_rows = min(max(2, u.shape[0]), TRIED_ROWS)
+        n_rows += n_rows == self.n_outputs
+        rows = np.arange(n_rows) % u.shape[0]
+        differs = (target != target[:1]).reshape(len(target), -1).any(axis=1)
+        if differs.any():
+            rows[-1] = np.argmax(differs)
+        return u[rows], target[rows]
+
+    def _check_same(
+        self, u: np.ndarray, target: np.ndarray, values: np.ndarray, rows: Any, where: str
+    ) -> None:
+        """Raise unless these rows have these values, whatever the other rows are."""
+        try:
+            changed = as_numpy(self.derivatives(u, target, 0))
+            if changed.shape == (len(u),) and _are_close(changed[rows], values[rows]):
+                return
+        except WhenceError:
+            raise
+        except Exception:  # code that takes batches of one size
+            pass
+        raise WhenceError(
+            f"loss {self.name}",
+            "a loss of each sample (or position) that depends on it alone",
+            f"one that changes with the others of {where}",
+            "Use a loss that is a mean over them, on outputs and labels of one shape, and a layer behind "
+            "the place where positions are brought together.",
+        )
 
     def _evaluate(self, u: Array, target: Array, order: int) -> Array:
         n, n_outputs = u.shape
@@ -255,6 +292,10 @@ class DifferentiatedLoss(Loss):
             "Look for labels that the loss does not allow, and for points without derivatives.",
         )
         return astype(result, u.dtype)
+
+
+def _are_close(values: np.ndarray, expected: np.ndarray) -> bool:
+    return np.allclose(values, expected, rtol=1e-5, atol=1e-7)
 
 
 def identity_of(function: Any, arrays: Iterable[np.ndarray] = ()) -> str:

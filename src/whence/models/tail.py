@@ -50,14 +50,14 @@ def decide_loss(adapter: Adapter, inputs: Any, phi: Array, closed_form_was_used:
         not come from the layer alone.
     """
     spec = adapter.loss_spec()
-    inputs = take_rows(inputs, slice(0, TRIED_ROWS))
-    pre_activations = as_numpy(phi)[:TRIED_ROWS] @ adapter.weights().theta()
+    # Two rows at least: models that squeeze their output lose the batch's axis with a single one.
+    rows = np.arange(max(2, min(TRIED_ROWS, phi.shape[0]))) % phi.shape[0]
+    inputs = take_rows(inputs, rows)
+    pre_activations = as_numpy(phi)[rows] @ adapter.weights().theta()
     _check_layer(adapter, inputs, pre_activations)
     probe = np.random.default_rng(0).normal(scale=3, size=pre_activations.shape)
     probe = probe.astype(np.float32)
-    output = adapter.tail(inputs, probe)
-    if probe.shape[-1] == 1 and output.shape == probe.shape[:-1]:
-        output = output[..., None]  # a single output, squeezed
+    output = _as_units(adapter.tail(inputs, probe), probe)
     found = [
         name
         for name, tail in TAILS.items()
@@ -75,6 +75,12 @@ def decide_loss(adapter: Adapter, inputs: Any, phi: Array, closed_form_was_used:
         )
     _check_layer_is_all(adapter, inputs, probe, output)
     return adapter.differentiated(inputs)
+
+
+def _as_units(output: np.ndarray, probe: np.ndarray) -> np.ndarray:
+    """Return an output with an axis for the layer's single unit, where the model squeezed it away."""
+    squeezed = probe.shape[-1] == 1 and output.shape == probe.shape[:-1]
+    return output[..., None] if squeezed else output
 
 
 def _check_layer(adapter: Adapter, inputs: Any, pre_activations: np.ndarray) -> None:
@@ -98,7 +104,12 @@ def _check_layer(adapter: Adapter, inputs: Any, pre_activations: np.ndarray) -> 
 def _check_layer_is_all(adapter: Adapter, inputs: Any, probe: np.ndarray, output: np.ndarray) -> None:
     """Raise if the model's output depends on its inputs other than through the layer."""
     for change in (lambda leaf: np.roll(leaf, 1, axis=0), _weakened):
-        again = adapter.tail(map_leaves(change, inputs), probe)
+        try:
+            again = _as_units(adapter.tail(map_leaves(change, inputs), probe), probe)
+        except WhenceError:
+            raise
+        except Exception:  # inputs that the model does not take show nothing
+            continue
         if again.shape != output.shape or not np.allclose(again, output, rtol=1e-4, atol=1e-5):
             raise WhenceError(
                 f"layer {adapter.layer_name!r}",

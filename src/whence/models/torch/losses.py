@@ -129,11 +129,12 @@ class PerSampleLoss:
         return LossSpec(None, "", self.described)
 
     def _as_target(self, output: Any, target: Any) -> Any:
-        if target.is_floating_point():
-            return target.to(output.dtype)
+        """Return a target of the dtype that the loss takes, and of the output's shape where it needs that."""
         if self.kind and self.kind not in _TAKE_CLASS_NUMBERS:
+            if target.numel() == output.numel() and (1 in output.shape[1:] or 1 in target.shape[1:]):
+                target = target.reshape(output.shape)  # (n,) and (n, 1) would broadcast to (n, n)
             return target.to(output.dtype)
-        return target.long()
+        return target.to(output.dtype) if target.is_floating_point() else target.long()
 
 
 def read_loss(loss: Any) -> PerSampleLoss:

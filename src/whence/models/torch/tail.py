@@ -102,9 +102,12 @@ class TorchTail:
             return self(template, u, precision)
 
         def output(u: Any, precision: str) -> Any:
-            return _rows(whole(_whole(torch, u, positions), precision), positions, u)
+            two = _two_at_least(torch, u)
+            return _rows(whole(_whole(torch, two, positions), precision), positions, two)[: len(u)]
 
         def ell(u: Any, y: Any, precision: str) -> Any:
+            if len(u) == 1:
+                return ell(_two_at_least(torch, u), _two_at_least(torch, y), precision)[:1]
             result = whole(_whole(torch, u, positions), precision)
             if not positions:
                 return loss(result, y)
@@ -200,6 +203,11 @@ def inference(torch: Any, model: Any) -> Iterator[None]:
 
 def _repeated(one: Any, n_rows: int) -> Any:
     return map_leaves(lambda leaf: leaf.repeat(n_rows, axis=0), one)
+
+
+def _two_at_least(torch: Any, rows: Any) -> Any:
+    """Return rows, a single one twice: models that squeeze their output lose the batch's axis with it."""
+    return torch.cat([rows, rows]) if len(rows) == 1 else rows
 
 
 def _whole(torch: Any, rows: Any, positions: tuple[int, ...]) -> Any:
