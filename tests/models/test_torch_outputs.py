@@ -78,7 +78,7 @@ def test_a_single_output_however_it_is_shaped(name, squeeze):
         "binary",
         "positive weight",
         "soft margin",
-    ):  # on classes: turned to speak for the predicted
+    ):  # turned to speak for the prediction
         expected *= np.sign(model.head(phi).detach().numpy())
     for labels in (y, y[:, None]):
         lje = fitted(model, [(X[:15], labels[:15]), (X[15:16], labels[15:16]), (X[16:], labels[16:])], loss)

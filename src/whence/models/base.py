@@ -464,7 +464,8 @@ class InfluenceModel:
 
     def _try_loss(self, u: np.ndarray, target: np.ndarray, where: str) -> None:
         """Try the loss on a batch and the one before it, until labels were seen that differ."""
-        assert self._tried is not None and isinstance(self.loss, DifferentiatedLoss)
+        assert self._tried is not None
+        assert isinstance(self.loss, DifferentiatedLoss)
         before = self._tried if self._tried[1].shape[1:] == target.shape[1:] else (u[:0], target[:0])
         if len(before[0]):
             u, target = np.concatenate([u, before[0]]), np.concatenate([target, before[1]])

@@ -232,7 +232,7 @@ class DifferentiatedLoss(Loss):
         return bool((target != target[:1]).any())
 
     def _tried_rows(self, u: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return some rows: two at least, the first and the last with different labels if there are such."""
+        """Return some rows, two at least, first and last with labels that differ if there are such."""
         # Another number of rows than of outputs: (C,) is not taken for (n,).
         n_rows = min(max(2, u.shape[0]), TRIED_ROWS)
         n_rows += n_rows == self.n_outputs

@@ -129,7 +129,7 @@ class PerSampleLoss:
         return LossSpec(None, "", self.described)
 
     def _as_target(self, output: Any, target: Any) -> Any:
-        """Return a target of the dtype that the loss takes, and of the output's shape where it needs that."""
+        """Return a target as the loss takes it: its dtype, and the output's shape where it needs that."""
         if self.kind and self.kind not in _TAKE_CLASS_NUMBERS:
             if target.numel() == output.numel() and (1 in output.shape[1:] or 1 in target.shape[1:]):
                 target = target.reshape(output.shape)  # (n,) and (n, 1) would broadcast to (n, n)
