@@ -225,14 +225,52 @@ def test_a_sparse_matrix_gives_what_the_dense_one_does_and_stays_sparse():
         assert np.array_equal(ours.ids, theirs.ids)
 
 
-def test_class_weights_that_were_balanced_can_be_given():
+@pytest.mark.parametrize("given", [None, "balanced", "numbers"])
+def test_class_weights_that_were_balanced_are_counted_or_given(given):
     model = fitted(LogisticRegression(class_weight="balanced", **EXACT), BINARY)
-    counts = np.bincount(BINARY[1])
-    wrapped = whence.InfluenceModel(model, class_weight=len(BINARY[1]) / (2 * counts))
+    if given == "numbers":
+        given = len(BINARY[1]) / (2 * np.bincount(BINARY[1]))
+    wrapped = whence.InfluenceModel(model, class_weight=given)
     index = wrapped.index(BINARY)
     layer = wrapped.layer
     pull = layer.regulariser()[:, None] * layer.theta
     assert np.abs(layer.mean_gradient(index) + pull).max() <= 1e-4 * np.abs(pull).max()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        LogisticRegression(class_weight="balanced", **EXACT),
+        LinearSVC(class_weight="balanced", dual=False, tol=1e-10, max_iter=100_000),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_balanced_class_weights_beside_sample_weights_lead_to_the_optimum(kind, rng):
+    """Whether scikit-learn counts samples by their weights changed with its versions."""
+    x = StandardScaler().fit_transform(BINARY[0])
+    data = (x, BINARY[1], rng.uniform(0.2, 3, size=len(x)) * (1 + 4 * BINARY[1]))
+    wrapped = whence.InfluenceModel(kind.fit(*data))
+    index = wrapped.index(data)
+    layer = wrapped.layer
+    pull = layer.regulariser()[:, None] * layer.theta
+    assert np.abs(layer.mean_gradient(index) + pull).max() <= 1e-3 * np.abs(pull).max()
+
+
+def test_balanced_class_weights_are_found_again_in_a_stored_index(tmp_path):
+    data = BINARY[0][::3], BINARY[1][::3]
+    model = fitted(LogisticRegression(class_weight="balanced", **EXACT), data)
+    factory = whence.ExactIHVPFactory(damping=1e-3)
+    wrapped = whence.InfluenceModel(model)
+    here = whence.RepresenterPointLJE(wrapped, data, factory, index_path=tmp_path / "stored")
+    again = whence.load_index(tmp_path / "stored", influence_model=whence.InfluenceModel(model))
+    queries = data[0][:4], data[1][:4]
+    assert_close(again.explain(queries, 3).values, here.explain(queries, 3).values, 1e-12)
+
+
+def test_a_class_without_samples_cannot_be_balanced():
+    model = fitted(LogisticRegression(class_weight="balanced"), CLASSES)
+    some = CLASSES[1] != 2
+    assert "samples of each class" in refused(model, (CLASSES[0][some], CLASSES[1][some]))
 
 
 # ------------------------------------------------------------------------ bad input
@@ -262,7 +300,6 @@ LASSO = {"l1_ratio": 1.0} if sklearn.__version__ >= "1.8" else {"penalty": "l1"}
         (SGDClassifier(loss="log_loss", penalty="l1"), "penalty='l1'"),
         (LinearSVC(loss="hinge"), "loss='hinge'"),
         (LogisticRegression(**LASSO, solver="saga", max_iter=50), "L1 penalty"),
-        (LogisticRegression(class_weight="balanced"), "compute_class_weight"),
         (AdaBoostClassifier(n_estimators=2), "a AdaBoostClassifier"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

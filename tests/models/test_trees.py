@@ -220,6 +220,174 @@ def test_classes_weighed_in_training_are_weighed_here():
     assert np.array_equal(weights, np.where(data[1] == 1, 3.0, 1.0))
 
 
+N_OF_CLASS = np.bincount(BINARY[1])
+BALANCED = len(BINARY[1]) / (2 * N_OF_CLASS)
+
+#: How a model counts its classes, what else is said, and what a sample of each class then counts.
+WEIGHED = {
+    "given to XGBoost": (lambda: xgboost(), {0: 5.0, 1: 1.0}, [5, 1]),
+    "given to a Booster": (lambda: xgboost_booster("binary:logistic", BINARY), [5.0, 1.0], [5, 1]),
+    "given in place of scale_pos_weight": (lambda: xgboost(scale_pos_weight=9.0), [5.0, 1.0], [5, 1]),
+    "balanced, given to XGBoost": (lambda: xgboost(), "balanced", BALANCED),
+    "given to boosting": (lambda: GradientBoostingClassifier(n_estimators=3), {0: 5.0}, [5, 1]),
+    "LightGBM's dict": (lambda: lightgbm(class_weight={0: 5.0}), None, [5, 1]),
+    "LightGBM's balanced": (lambda: lightgbm(class_weight="balanced"), None, BALANCED),
+    "LightGBM's is_unbalance": (lambda: lightgbm(is_unbalance=True), None, N_OF_CLASS.max() / N_OF_CLASS),
+    "LightGBM's dict and factor": (
+        lambda: lightgbm(class_weight={0: 5.0}, scale_pos_weight=2.0),
+        None,
+        [5, 2],
+    ),
+    "balanced histograms": (
+        lambda: HistGradientBoostingClassifier(max_iter=2, class_weight="balanced"),
+        None,
+        BALANCED,
+    ),
+    "a balanced forest": (lambda: RandomForestClassifier(3, class_weight="balanced"), None, BALANCED),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHED)
+def test_what_each_class_counts(case):
+    make, given, expected = WEIGHED[case]
+    model = make()
+    model = model.fit(*BINARY) if hasattr(model, "fit") else model
+    index = whence.InfluenceModel(model, class_weight=given).index(BINARY)
+    weights = np.concatenate([shard.weight for shard in index.shards])
+    assert_close(weights, np.asarray(expected, dtype=float)[BINARY[1]], 1e-12)
+
+
+@pytest.mark.parametrize(
+    "case", ["LightGBM's is_unbalance", "LightGBM's balanced", "LightGBM's dict and factor"]
+)
+def test_class_weights_are_those_that_lightgbm_trained_with(case):
+    """One full step from the base score: each leaf is the Newton step of the weighted samples in it."""
+    make, _, _ = WEIGHED[case]
+    options = {"n_estimators": 1, "learning_rate": 1.0, "reg_lambda": 5.0, "boost_from_average": False}
+    model = make().set_params(**options).fit(*BINARY)
+    wrapped = whence.InfluenceModel(model)
+    index = wrapped.index(BINARY)
+    ((phi, target, weight),) = [tuple(block)[:3] for block in index]
+    phi, w, y = np.asarray(phi)[:, :-1], np.asarray(weight), np.asarray(target)[:, 0]
+    expected = -(phi.T @ (w * (0.5 - y))) / (phi.T @ (w * 0.25) + 5.0)
+    assert_close(wrapped.layer.theta[:-1, 0], expected, 1e-5)
+
+
+@pytest.mark.parametrize("given", ["nonsense", {7: 1.0}, [1.0, 2.0, 3.0], [1.0, -1.0], [[1.0], "x"]])
+@pytest.mark.parametrize("make", [xgboost, lightgbm, lambda: GradientBoostingClassifier(n_estimators=2)])
+def test_class_weights_that_are_none(make, given):
+    with pytest.raises(WhenceError, match="class_weight: expected"):
+        whence.InfluenceModel(make().fit(*BINARY), class_weight=given)
+
+
+def test_values_have_no_class_weights():
+    with pytest.raises(WhenceError, match="class_weight: expected a classifier"):
+        whence.InfluenceModel(xgboost(xgb.XGBRegressor).fit(*VALUES), class_weight=[1.0])
+
+
+@pytest.mark.parametrize("tree_method", ["exact", "hist", "approx"])
+def test_pruned_nodes_are_no_leaves(tree_method):
+    model = xgboost(gamma=3.0, tree_method=tree_method, max_depth=6).fit(*BINARY)
+    leaves = (model.get_booster().trees_to_dataframe().Feature == "Leaf").sum()
+    assert whence.InfluenceModel(model).theta().shape[0] == leaves + 1
+
+
+RELOADED = {
+    "depth 3": {"n_estimators": 8},
+    "stumps": {"max_depth": 1, "n_estimators": 12},
+    "exact": {"tree_method": "exact", "gamma": 0.5},
+    "bounded steps": {"max_delta_step": 0.7, "n_estimators": 30},
+    "dropped trees": {"booster": "dart", "rate_drop": 0.3},
+    "subsamples": {"subsample": 0.6, "num_parallel_tree": 2},
+}
+
+
+@pytest.mark.parametrize("case", RELOADED)
+@pytest.mark.parametrize(("l2", "l1"), [(1.0, 0.0), (60.0, 0.0), (3.0, 1.5)])
+def test_penalties_survive_a_file_that_does_not_keep_them(case, l2, l1, tmp_path):
+    if l1 and case in ("stumps", "bounded steps"):
+        l1 = 0.0  # of which such splits say too little
+    model = xgboost(reg_lambda=l2, reg_alpha=l1, **RELOADED[case]).fit(*BINARY)
+    model.save_model(tmp_path / "model.ubj")
+    again = xgb.XGBClassifier()
+    again.load_model(tmp_path / "model.ubj")
+    for loaded in (model, again, xgb.Booster(model_file=tmp_path / "model.ubj")):
+        weights = whence.InfluenceModel(loaded)._adapter.weights()
+        assert weights.l2_of_sum == pytest.approx(l2, rel=1e-3)
+        assert weights.l1_of_sum == pytest.approx(l1, rel=1e-3)
+
+
+def test_splits_that_do_not_tell_their_penalty(tmp_path):
+    model = xgboost(reg_lambda=8.0, monotone_constraints=(1,) * 30, n_estimators=3).fit(*BINARY)
+    assert whence.InfluenceModel(model)._adapter.weights().l2_of_sum == 8.0
+    model.save_model(tmp_path / "model.json")
+    booster = xgb.Booster(model_file=tmp_path / "model.json")
+    with pytest.warns(UserWarning, match="XGBoost does not save it"):
+        whence.InfluenceModel(booster)
+    assert whence.InfluenceModel(booster, reg_lambda=8.0)._adapter.weights().l2_of_sum == 8.0
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        xgboost(xgb.XGBRegressor, n_estimators=1, learning_rate=1.0, reg_lambda=5.0, reg_alpha=300.0),
+        lightgbm(lgb.LGBMRegressor, n_estimators=1, learning_rate=1.0, reg_lambda=5.0, reg_alpha=1000.0),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_an_l1_penalty_leaves_the_l2_as_it_is_and_its_zeros_out(model):
+    """At the optimum of a full step ``g + l2 w + l1 sign(w) = 0`` on every leaf that is not 0."""
+    wrapped = whence.InfluenceModel(model.fit(*VALUES))
+    index = wrapped.index(VALUES)
+    layer = wrapped.layer
+    n, theta = index.n_samples, layer.theta[:-1]
+    l1 = wrapped._adapter.weights().l1_of_sum
+    assert l1 == 2 * model.reg_alpha  # boosters halve squared error
+    assert layer.l2 == pytest.approx(2 * 5 / n, rel=1e-3)
+    moves = theta[:, 0] != 0
+    assert 0 < moves.sum() < len(moves)
+    gradient = layer.mean_gradient(index)[:-1]
+    gap = gradient + layer.l2 * theta + l1 / n * np.sign(theta)
+    assert np.abs(gap).max() <= 1e-4 * np.abs(layer.l2 * theta).max()
+    reached = np.concatenate([np.asarray(block.phi) for block in index])[:, :-1]
+    assert not reached[:, ~moves].any()
+
+
+@pytest.mark.parametrize("options", [{}, {"reg_alpha": 40.0}, {"learning_rate": 1.0}, {"reg_lambda": 7.0}])
+def test_the_base_score_of_lightgbm_is_no_leafs(options):
+    """It is not regularised: values far from 0 say nothing of what held the leaves back."""
+    model = lightgbm(lgb.LGBMRegressor, **options).fit(*VALUES)
+    wrapped = whence.InfluenceModel(model)
+    index = wrapped.index(VALUES)
+    assert wrapped.layer.theta[-1, 0] == pytest.approx(VALUES[1].mean(), rel=1e-6)
+    moved = whence.InfluenceModel(lightgbm(lgb.LGBMRegressor, **options).fit(VALUES[0], VALUES[1] - 1000))
+    moved.index((VALUES[0], VALUES[1] - 1000))
+    assert moved.layer.l2 == pytest.approx(wrapped.layer.l2, rel=1e-3)
+    assert index.n_samples == len(VALUES[1])
+
+
+def test_rounds_after_the_best_of_a_native_booster_are_spoken_of():
+    x, y = BINARY
+    matrix, other = xgb.DMatrix(x[::2], label=y[::2]), xgb.DMatrix(x[1::2], label=y[1::2])
+    booster = xgb.train(
+        {"objective": "binary:logistic", "max_depth": 3, "nthread": 1},
+        matrix,
+        60,
+        evals=[(other, "other")],
+        early_stopping_rounds=3,
+        verbose_eval=False,
+    )
+    with pytest.warns(UserWarning, match=r"booster\[: "):
+        wrapped = whence.InfluenceModel(booster)
+    index = wrapped.index(BINARY)
+    u = np.concatenate([wrapped.layer.pre_activations(block.phi) for block in index])[:, 0]
+    assert_close(u, booster.predict(xgb.DMatrix(x), output_margin=True), MARGIN)
+    best = booster[: booster.best_iteration + 1]
+    wrapped = whence.InfluenceModel(best)
+    u = np.concatenate([wrapped.layer.pre_activations(b.phi) for b in wrapped.index(BINARY)])[:, 0]
+    assert_close(u, best.predict(xgb.DMatrix(x), output_margin=True), MARGIN)
+
+
 def test_a_frames_rows_name_the_samples():
     model, (frame, y) = trained("xgboost, categories")
     frame = frame.set_axis([f"patient {i}" for i in range(len(frame))])
@@ -375,10 +543,8 @@ NOT_REBUILT = {
     ).fit(*BINARY),
     "criterion='poisson'": lambda: RandomForestRegressor(3, criterion="poisson").fit(*COUNTS),
     "a RandomForestClassifier with several targets": lambda: RandomForestClassifier(3).fit(*TWO_LABELS),
-    "class weights": lambda: lightgbm(class_weight="balanced").fit(*BINARY),
-    "class weights ": lambda: lightgbm(is_unbalance=True).fit(*BINARY),
-    "HistGradientBoostingClassifier(class_weight='balanced')": lambda: HistGradientBoostingClassifier(
-        max_iter=2, class_weight="balanced"
+    "RandomForestClassifier(class_weight='balanced_subsample')": lambda: RandomForestClassifier(
+        3, class_weight="balanced_subsample"
     ).fit(*BINARY),
     "no trees": lambda: xgboost_booster("binary:logistic", BINARY, n_rounds=0),
 }

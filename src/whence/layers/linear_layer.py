@@ -231,12 +231,18 @@ class LinearLayer:
 
         return total(blocks, of_part, "mean gradient") / blocks.n_samples
 
-    def implied_l2(self, blocks: Blocks) -> float:
+    def implied_l2(self, blocks: Blocks, l1: float = 0.0) -> float:
         """Return the L2 strength that makes the weights, but the bias, most nearly a stationary point.
 
         A layer that was held back by small steps and by stopping early lies where a stronger regulariser
         would have led: ``g + lam theta = 0`` for the mean gradient ``g``, which least squares solves by
         ``lam = -<g, theta> / <theta, theta>``. At an optimum it is the strength of the layer's own.
+
+        Parameters
+        ----------
+        blocks : blocks
+        l1 : float, default=0.0
+            The strength of an L1 penalty on the weights: its gradient ``l1 sign(theta)`` is added to ``g``.
 
         Returns
         -------
@@ -259,7 +265,8 @@ class LinearLayer:
         rows = slice(0, self.n_features - int(self.has_bias))
         theta, gradient = (as_numpy(a)[rows] for a in (self.theta, self.mean_gradient(blocks)))
         size = float((theta * theta).sum())
-        return -float((gradient * theta).sum()) / size if size else 0.0
+        pull = float((gradient * theta).sum()) + l1 * float(abs(theta).sum())
+        return -pull / size if size else 0.0
 
     def hessian_product(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,9 @@ class Weights:
     was_held_back : bool
         Whether training regularised beyond that, by small steps and by stopping: the strength is then at
         least :meth:`~whence.LinearLayer.implied_l2`.
+    l1_of_sum : float
+        The strength of an L1 penalty next to the sum of the losses. It has no curvature, and weights that
+        it holds at 0 have no features; but it held the others back.
     """
 
     kernel: np.ndarray
@@ -70,6 +74,7 @@ class Weights:
     l2_of_sum: float = 0.0
     bias_l2_of_sum: float = 0.0
     was_held_back: bool = field(default=False, kw_only=True)
+    l1_of_sum: float = field(default=0.0, kw_only=True)
 
     def theta(self) -> np.ndarray:
         """Return the weights as the library takes them: in float64, the bias as last row."""
@@ -120,6 +125,15 @@ class Adapter(ABC):
     def class_weights(self, target: np.ndarray) -> np.ndarray | None:
         """Return what the model's training counts samples of these targets by their class, or None."""
         return None
+
+    @property
+    def counts_classes(self) -> bool:
+        """Whether :meth:`class_weights` needs :meth:`count_classes` of the training set first."""
+        return False
+
+    def count_classes(self, labelled: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
+        """Learn what each class counts from targets and sample weights, batch by batch; return it."""
+        raise NotImplementedError
 
     def place(self, array: np.ndarray) -> Array:
         """Return an array of the host where the library is to compute with it."""

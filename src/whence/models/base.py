@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,8 @@ class InfluenceModel:
         """
         other = self.at_layer(index.identity["layer"])
         index.check(other.identity())
+        if other._adapter.counts_classes:
+            other._count_classes((as_numpy(block.target), None) for block in index)
         other._learn_from(index)
         return other
 
@@ -287,6 +289,9 @@ class InfluenceModel:
             others keep their positions as names, or those of ``ids``.
         """
         place = as_engine(engine)
+        if self._adapter.counts_classes:
+            batches = self.open(dataset, argument)
+            self._count_classes((self.targets(b), self.sample_weights(b)) for b in batches)
         filled = index_of(self, dataset, argument, ids, progress, path, feature_dtype, place, on_error)
         filled.engine, filled.progress = place, progress
         self._learn_from(filled)
@@ -296,8 +301,16 @@ class InfluenceModel:
         """Take from a training set what the layer's regularisers depend on."""
         self._n_samples = index.n_samples
         self._implied_l2 = 0.0
-        if self._adapter.weights().was_held_back:
-            self._implied_l2 = self.layer.implied_l2(index)
+        weights = self._adapter.weights()
+        if weights.was_held_back:
+            l1 = weights.l1_of_sum / index.n_samples
+            self._implied_l2 = self.layer.implied_l2(index, l1)
+
+    def _count_classes(self, labelled: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> None:
+        """Let the adapter learn what each class counts; workers, who see a part, are told."""
+        found = self._adapter.count_classes(labelled)
+        start_layer, loss_function, options = self.arguments
+        self.arguments = (start_layer, loss_function, {**options, "class_weight": found})
 
     def map_samples(self, dataset: Any, function: Callable[[Block], Array]) -> Any:
         """Return a dataset of the user's kind: ``function`` of each batch as the layer sees it."""

@@ -35,13 +35,13 @@ from whence.arrays.sparse import SparseRows
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.layers.margin_losses import ModifiedHuber, SquaredHinge
 from whence.models.adapter import Adapter, Weights
+from whence.models.sklearn.class_weights import weights_by_class
 from whence.models.sklearn.estimators import (
     EstimatorAdapter,
     Pipe,
     is_fitted,
     refuse,
     split_pipeline,
-    weights_by_class,
 )
 
 __all__ = ["LinearAdapter", "open_sklearn"]
@@ -63,9 +63,9 @@ def open_sklearn(
     start_layer : int or str, default=-1
     loss_function : Loss or str, optional
         Only for boosters with an objective of the user's own; other models know theirs.
-    class_weight : array of shape (C,) or dict, optional
-        What training counted each class; needed if it was ``"balanced"``, of which a fitted estimator
-        does not keep the numbers.
+    class_weight : array of shape (C,), dict or "balanced", optional
+        What training counted each class, in place of what the model says itself. ``"balanced"``, here or
+        there, is computed from the labels of the training set.
     reg_lambda : float, optional
         In place of the L2 strength on leaf values that XGBoost or LightGBM was trained with, and of what
         small steps and stopping add to it; 0 leaves the factory's damping alone.
@@ -87,11 +87,11 @@ def _open(pipe: Pipe, final: Any, loss_function: Any, class_weight: Any, reg_lam
     if any(name.startswith("xgboost.") for name in bases):
         from whence.models.sklearn.xgboost import XGBoostAdapter
 
-        return XGBoostAdapter(final, pipe, loss_function, reg_lambda)
+        return XGBoostAdapter(final, pipe, loss_function, class_weight, reg_lambda)
     if any(name.startswith("lightgbm.") for name in bases):
         from whence.models.sklearn.lightgbm import LightGBMAdapter
 
-        return LightGBMAdapter(final, pipe, loss_function, reg_lambda)
+        return LightGBMAdapter(final, pipe, loss_function, class_weight, reg_lambda)
     if reg_lambda is not None:
         got = f"a {type(final).__name__}"
         raise WhenceError("reg_lambda", "a booster of XGBoost or LightGBM", got, "Leave it out.")
@@ -148,7 +148,7 @@ class LinearAdapter(EstimatorAdapter):
         if names is not None and getattr(model, "_label_binarizer", None) is not None:
             binarizer = model._label_binarizer  # labels in columns have no class names
             names = None if binarizer.y_type_.startswith("multilabel") else names
-        super().__init__(pipe, loss, names, against_rest, weights_by_class(model, class_weight))
+        super().__init__(pipe, loss, names, against_rest, weights_by_class(model, names, class_weight))
         if hasattr(model, "coefs_"):
             self.layer_name = f"coefs_[{len(model.coefs_) - 1}]"
 

@@ -12,6 +12,7 @@ from whence.arrays.base import as_numpy, check_finite
 from whence.data.tables import is_table
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.models.adapter import Adapter, LossSpec
+from whence.models.sklearn.class_weights import Counted
 
 __all__ = [
     "EstimatorAdapter",
@@ -22,7 +23,6 @@ __all__ = [
     "refuse_objective",
     "split_pipeline",
     "unfitted",
-    "weights_by_class",
 ]
 
 #: What ``loss_function`` may name, for models that do not say it themselves.
@@ -117,8 +117,8 @@ class EstimatorAdapter(Adapter):
         second is what the output speaks for. ``None`` for values, and for labels in columns.
     one_against_rest : bool
         Whether each output is a classifier of its own: class names become rows of 0 and 1.
-    by_class : array of shape (C,) or None
-        What training counts each class.
+    by_class : array of shape (C,), Counted or None
+        What training counts each class; :class:`Counted` finds it from the training labels.
     """
 
     def __init__(
@@ -127,13 +127,14 @@ class EstimatorAdapter(Adapter):
         loss: Loss,
         classes: np.ndarray | None = None,
         one_against_rest: bool = False,
-        by_class: np.ndarray | None = None,
+        by_class: np.ndarray | Counted | None = None,
     ) -> None:
         self._pipe = pipe
         self._loss = loss
         self._classes = classes
         self._one_against_rest = one_against_rest
         self._by_class = by_class
+        self._found_by_class: np.ndarray | None = None
 
     def with_layer(self, layer: int | str) -> Adapter:
         if layer in (-1, 0, self.layer_name):
@@ -188,13 +189,30 @@ class EstimatorAdapter(Adapter):
             return (numbers[:, None] == np.arange(len(names))).astype(np.float64)
         return numbers.astype(np.int64)
 
+    @property
+    def counts_classes(self) -> bool:
+        return isinstance(self._by_class, Counted)
+
+    def count_classes(self, labelled: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
+        assert isinstance(self._by_class, Counted)
+        self._found_by_class = self._by_class(
+            (_class_numbers(target), weight) for target, weight in labelled
+        )
+        return self._found_by_class
+
     def class_weights(self, target: np.ndarray) -> np.ndarray | None:
-        if self._by_class is None:
-            return None
-        rows = target
-        if rows.ndim == 2:
-            rows = rows[:, 0] if rows.shape[1] == 1 else rows.argmax(axis=1)
-        return self._by_class[rows.astype(np.int64)]
+        weights = self._found_by_class if isinstance(self._by_class, Counted) else self._by_class
+        if weights is None and self._by_class is not None:
+            fix = "Index the training set, or pass the numbers: class_weight={class: weight}."
+            raise WhenceError("class_weight", "a training set first, to count its classes", "none yet", fix)
+        return None if weights is None else weights[_class_numbers(target)]
+
+
+def _class_numbers(target: np.ndarray) -> np.ndarray:
+    """Return targets, class numbers or rows, as class numbers; of one column, its 0 or 1."""
+    if target.ndim == 2:
+        target = target[:, 0] if target.shape[1] == 1 else target.argmax(axis=1)
+    return target.astype(np.int64)
 
 
 def is_fitted(estimator: Any, *attributes: str) -> None:
@@ -246,35 +264,3 @@ def given_loss(loss_function: Any) -> Loss | None:
         repr(loss_function),
         "Leave it out for a model that knows its loss.",
     )
-
-
-def weights_by_class(model: Any, given: Any) -> np.ndarray | None:
-    """Return what training counts each class, in the order of ``classes_``, or None."""
-    names = getattr(model, "classes_", None)
-    wanted = getattr(model, "class_weight", None) if given is None else given
-    if wanted is None or names is None:
-        return None
-    if isinstance(wanted, str):
-        raise WhenceError(
-            "class_weight",
-            "a number for each class, which a fitted estimator does not keep",
-            f"{type(model).__name__}(class_weight={wanted!r})",
-            "Pass it: InfluenceModel(model, class_weight=sklearn.utils.compute_class_weight('balanced', "
-            "classes=model.classes_, y=y)).",
-        )
-    if isinstance(wanted, dict):
-        unknown = [name for name in wanted if name not in names.tolist()]
-        if unknown and given is not None:
-            raise WhenceError(
-                "class_weight",
-                f"the classes of the fit: {', '.join(map(str, names[:10]))}",
-                f"{unknown[0]!r}",
-                "Name them as in classes_.",
-            )
-        return np.asarray([float(wanted.get(name, 1.0)) for name in names.tolist()])
-    array = np.asarray(wanted, dtype=np.float64)
-    if array.shape != (len(names),) or not np.isfinite(array).all() or (array < 0).any():
-        raise WhenceError(
-            "class_weight", f"{len(names)} numbers >= 0, or a dict", repr(given), "Order them by classes_."
-        )
-    return array

@@ -18,8 +18,9 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.layers.margin_losses import BrierScore, Exponential, Poisson
-from whence.models.sklearn.estimators import Pipe, is_fitted, refuse, weights_by_class
-from whence.models.sklearn.trees import Leaves, TreeAdapter, l2_on_leaves
+from whence.models.sklearn.class_weights import weights_by_class
+from whence.models.sklearn.estimators import Pipe, is_fitted, refuse
+from whence.models.sklearn.trees import Leaves, TreeAdapter, on_leaves
 
 __all__ = ["ENSEMBLES", "ForestAdapter", "GradientBoostingAdapter", "HistGradientBoostingAdapter"]
 
@@ -46,7 +47,7 @@ def open_ensemble(model: Any, pipe: Pipe, class_weight: Any = None) -> TreeAdapt
         return ForestAdapter(model, pipe, class_weight)
     if kind.startswith("Hist"):
         return HistGradientBoostingAdapter(model, pipe, class_weight)
-    return GradientBoostingAdapter(model, pipe)
+    return GradientBoostingAdapter(model, pipe, class_weight)
 
 
 def _classes(model: Any) -> np.ndarray | None:
@@ -79,7 +80,7 @@ def _boosting_margin(model: Any, x: Any) -> np.ndarray:
 class GradientBoostingAdapter(TreeAdapter):
     """Reads ``GradientBoostingClassifier`` and ``GradientBoostingRegressor``."""
 
-    def __init__(self, model: Any, pipe: Pipe) -> None:
+    def __init__(self, model: Any, pipe: Pipe, class_weight: Any = None) -> None:
         self._model = model
         if model.init not in (None, "zero"):
             raise refuse(model, "init, an estimator of its own", "Fit it with init=None or 'zero'.")
@@ -99,6 +100,7 @@ class GradientBoostingAdapter(TreeAdapter):
             _boosting_loss(model, n_outputs),
             _classes(model),
             n_features_in=model.n_features_in_,
+            by_class=weights_by_class(model, _classes(model), class_weight),
             was_held_back=True,
         )
 
@@ -133,9 +135,9 @@ class HistGradientBoostingAdapter(TreeAdapter):
             loss,
             _classes(model),
             n_features_in=model.n_features_in_,
-            by_class=weights_by_class(model, class_weight),
+            by_class=weights_by_class(model, _classes(model), class_weight),
             was_held_back=True,
-            l2_of_sum=l2_on_leaves(model.l2_regularization, loss, n_outputs, False),
+            l2_of_sum=on_leaves(model.l2_regularization, loss, n_outputs, False),
         )
 
     def _reached(self, x: Any) -> np.ndarray:
@@ -211,7 +213,7 @@ class ForestAdapter(TreeAdapter):
             BrierScore() if is_classifier else SquaredError(),
             _classes(model),
             n_features_in=model.n_features_in_,
-            by_class=weights_by_class(model, class_weight),
+            by_class=weights_by_class(model, _classes(model), class_weight),
         )
 
     def _reached(self, x: Any) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The adapter for LightGBM: ``Booster`` and its wrappers in scikit-learn's manner.
 
 Leaves come from ``pred_leaf`` and their values from ``get_leaf_output``; tree ``t`` is for class
-``t mod C``. The base score stands in the leaves of the first trees. With early stopping the trees up to the
-best iteration count, as in LightGBM's own ``predict``.
+``t mod C``. The base score stands in the leaves of the first trees, and is taken out of them. With early
+stopping the trees up to the best iteration count, as in LightGBM's own ``predict``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.layers.margin_losses import Poisson
+from whence.models.sklearn.class_weights import Counted, times, unbalanced, weights_by_class
 from whence.models.sklearn.estimators import Pipe, given_loss, refuse, refuse_objective, unfitted
-from whence.models.sklearn.trees import Leaves, TreeAdapter, l2_on_leaves
+from whence.models.sklearn.shrinkage import base_in_leaves
+from whence.models.sklearn.trees import Leaves, TreeAdapter, on_leaves
 
 __all__ = ["LightGBMAdapter"]
 
@@ -38,12 +40,19 @@ class LightGBMAdapter(TreeAdapter):
     pipe : Pipe
     loss_function : Loss or str, optional
         For an objective of the user's own; see :func:`~whence.models.sklearn.estimators.given_loss`.
+    class_weight : array, dict or "balanced", optional
+        In place of the model's own, ``scale_pos_weight`` and ``is_unbalance``.
     reg_lambda : float, optional
         In place of the booster's own and of what its training implies.
     """
 
     def __init__(
-        self, model: Any, pipe: Pipe, loss_function: Any = None, reg_lambda: float | None = None
+        self,
+        model: Any,
+        pipe: Pipe,
+        loss_function: Any = None,
+        class_weight: Any = None,
+        reg_lambda: float | None = None,
     ) -> None:
         self._model = model
         is_wrapper = hasattr(model, "get_params")
@@ -57,7 +66,6 @@ class LightGBMAdapter(TreeAdapter):
         objective = found.group(1) if found else "custom"
         loss = _loss_of(model, objective, loss_function)
         n_outputs = booster.num_model_per_iteration()
-        leaves = _leaves_of(booster, text, n_outputs)
         against_rest = objective.startswith("multiclassova")
         names = np.asarray(model.classes_) if is_wrapper and hasattr(model, "classes_") else None
         if against_rest and names is None:
@@ -65,16 +73,13 @@ class LightGBMAdapter(TreeAdapter):
         columns = booster.feature_name()
         without = columns == [f"Column_{number}" for number in range(len(columns))]  # trained on an array
         pipe.expect(None if without else columns, lambda name: re.sub(r"\s", "_", name))
-        positive = float(parameters.get("scale_pos_weight", 1))
-        if parameters.get("is_unbalance") == "1" or getattr(model, "class_weight", None) is not None:
-            raise refuse(
-                model,
-                "class weights that a trained booster does not keep",
-                "Train it with sample_weight, and give the same weights with the samples.",
-            )
-        was_held_back = reg_lambda is None
-        if reg_lambda is None:
-            reg_lambda = float(parameters.get("lambda_l2", 0))
+        numbered = np.arange(max(2, n_outputs)) if loss.is_classification else None
+        own = _own_class_weights(objective, parameters)
+        l2 = float(parameters.get("lambda_l2", 0)) if reg_lambda is None else reg_lambda
+        l1 = float(parameters.get("lambda_l1", 0))
+        from_average = objective != "custom" and parameters.get("boost_from_average") == "1"
+        held = float(parameters.get("lambda_l2", 0)), l1, from_average
+        leaves = _leaves_of(booster, text, n_outputs, *held)
         super().__init__(
             f"{type(model).__name__} with objective {objective!r}",
             leaves,
@@ -83,9 +88,10 @@ class LightGBMAdapter(TreeAdapter):
             names,
             n_features_in=booster.num_feature(),
             one_against_rest=against_rest,
-            by_class=None if positive == 1 or n_outputs > 1 else np.asarray([1.0, positive]),
-            was_held_back=was_held_back,
-            l2_of_sum=l2_on_leaves(reg_lambda, loss, n_outputs, against_rest),
+            by_class=weights_by_class(model, numbered if names is None else names, class_weight, own),
+            was_held_back=reg_lambda is None,
+            l2_of_sum=on_leaves(l2, loss, n_outputs, against_rest),
+            l1_of_sum=on_leaves(l1, loss, n_outputs, against_rest),
         )
 
     def _reached(self, x: Any) -> np.ndarray:
@@ -95,6 +101,15 @@ class LightGBMAdapter(TreeAdapter):
     def _margin(self, x: Any) -> np.ndarray:
         margin = np.asarray(self._booster.predict(x, raw_score=True), dtype=np.float64)
         return margin.reshape(len(margin), -1)
+
+
+def _own_class_weights(objective: str, parameters: dict[str, str]) -> np.ndarray | Counted | None:
+    """Return what LightGBM's own settings count the two classes of its logistic loss."""
+    if objective.split(" ")[0] != "binary":
+        return None
+    positive = float(parameters.get("scale_pos_weight", 1))
+    counted = Counted(unbalanced, 2) if parameters.get("is_unbalance") == "1" else None
+    return times(None if positive == 1 else np.asarray([1.0, positive]), counted)
 
 
 def _refuse_unknown(model: Any, text: str, parameters: dict[str, str]) -> None:
@@ -120,14 +135,22 @@ def _loss_of(model: Any, objective: str, loss_function: Any) -> Loss:
     raise refuse_objective(model, what, OBJECTIVES)
 
 
-def _leaves_of(booster: Any, text: str, n_outputs: int) -> Leaves:
+def _leaves_of(booster: Any, text: str, n_outputs: int, l2: float, l1: float, from_average: bool) -> Leaves:
     counts = [int(n) for n in re.findall(r"^num_leaves=(\d+)$", text, flags=re.MULTILINE)]
     if not counts:
         raise refuse(booster, "no trees", "Train it for at least one round.")
+    shares = [float(share) for share in re.findall(r"^shrinkage=(.+)$", text, flags=re.MULTILINE)]
+    hessians = re.findall(r"^leaf_weight=(.+)$", text, flags=re.MULTILINE)
     nodes, values = [], []
     for tree, n_leaves in enumerate(counts):
         column = np.zeros((n_leaves, n_outputs))
-        column[:, tree % n_outputs] = [booster.get_leaf_output(tree, leaf) for leaf in range(n_leaves)]
+        own = np.asarray([booster.get_leaf_output(tree, leaf) for leaf in range(n_leaves)])
+        # What LightGBM adds to a first tree makes its shrinkage 1, whatever that of the others.
+        has_base = shares[tree] == 1 and (from_average if shares[-1] == 1 else True)
+        if tree < n_outputs and has_base and n_leaves > 1:
+            weight = np.asarray(hessians[tree].split(), dtype=np.float64)
+            own = own - base_in_leaves(own, weight, l2, l1 * shares[-1])
+        column[:, tree % n_outputs] = own
         nodes.append(np.arange(n_leaves))
         values.append(column)
     return Leaves(nodes, values)

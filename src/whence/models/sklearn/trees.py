@@ -28,9 +28,10 @@ from whence.arrays.base import Array
 from whence.arrays.sparse import SparseRows
 from whence.layers.losses import Loss, SquaredError
 from whence.models.adapter import Weights
+from whence.models.sklearn.class_weights import Counted
 from whence.models.sklearn.estimators import EstimatorAdapter, Pipe
 
-__all__ = ["Leaves", "TreeAdapter", "l2_on_leaves"]
+__all__ = ["Leaves", "TreeAdapter", "on_leaves"]
 
 #: How far rebuilt margins may be from the library's own, in units of the largest margin, or of 1.
 TOLERANCE = 1e-6
@@ -105,8 +106,8 @@ class TreeAdapter(EstimatorAdapter):
     leaves : Leaves
     pipe, loss, classes, one_against_rest, by_class
         See :class:`EstimatorAdapter`.
-    l2_of_sum, was_held_back
-        See :class:`Weights`.
+    l2_of_sum, l1_of_sum, was_held_back
+        See :class:`Weights`. Leaves that an L1 penalty holds at 0 are no features.
     precision : dtype
         In which the library sums leaf values.
     n_features_in : int
@@ -126,8 +127,9 @@ class TreeAdapter(EstimatorAdapter):
         *,
         n_features_in: int,
         one_against_rest: bool = False,
-        by_class: np.ndarray | None = None,
+        by_class: np.ndarray | Counted | None = None,
         l2_of_sum: float = 0.0,
+        l1_of_sum: float = 0.0,
         was_held_back: bool = False,
         precision: Any = np.float64,
     ) -> None:
@@ -135,6 +137,7 @@ class TreeAdapter(EstimatorAdapter):
         self._name = name
         self._leaves = leaves
         self._l2_of_sum = l2_of_sum
+        self._l1_of_sum = l1_of_sum
         self._was_held_back = was_held_back
         self._precision = precision
         self._n_features_in = n_features_in
@@ -165,11 +168,15 @@ class TreeAdapter(EstimatorAdapter):
         """Return leaf values and base score."""
         base = self._base if self.has_base else None
         return Weights(
-            self._leaves.theta, base, l2_of_sum=self._l2_of_sum, was_held_back=self._was_held_back
+            self._leaves.theta,
+            base,
+            l2_of_sum=self._l2_of_sum,
+            l1_of_sum=self._l1_of_sum,
+            was_held_back=self._was_held_back,
         )
 
     def features(self, inputs: Any) -> Array:
-        """Return leaf indicators ``(n, leaves)``, sparse: one a tree."""
+        """Return leaf indicators ``(n, leaves)``, sparse: one a tree, unless L1 holds a leaf at 0."""
         x = self._pipe(inputs)
         columns = self._leaves.columns(self._reached(x))
         if not self._was_checked:
@@ -178,9 +185,12 @@ class TreeAdapter(EstimatorAdapter):
         n, n_trees = columns.shape
         ends = np.arange(0, n * n_trees + 1, n_trees)
         shape = (n, len(self._leaves.theta))
-        return SparseRows(
-            scipy.sparse.csr_array((np.ones(n * n_trees), columns.ravel(), ends), shape=shape)
-        )
+        if self._l1_of_sum:
+            moves: np.ndarray = np.any(self._leaves.theta, axis=1, keepdims=True)[:, 0][columns]
+            ends = np.concatenate([[0], np.cumsum(moves.sum(axis=1))])
+            columns = columns[moves]
+        ones = np.ones(columns.size)
+        return SparseRows(scipy.sparse.csr_array((ones, columns.ravel(), ends), shape=shape))
 
     def _check_margins(self, x: Any, columns: np.ndarray) -> None:
         """Raise unless the leaves give the library's own margins."""
@@ -198,14 +208,14 @@ class TreeAdapter(EstimatorAdapter):
         )
 
 
-def l2_on_leaves(strength: float, loss: Loss, n_outputs: int, one_against_rest: bool) -> float:
-    """Return the second derivative of ``strength / 2 * sum(leaf**2)`` in the scale of ``loss``.
+def on_leaves(strength: float, loss: Loss, n_outputs: int, one_against_rest: bool) -> float:
+    """Return a penalty's strength, ``strength / 2 * sum(leaf**2)`` or its L1, in the scale of ``loss``.
 
     Examples
     --------
     Squared error is halved by boosters, not by :class:`~whence.layers.losses.SquaredError`:
 
-    >>> l2_on_leaves(1.0, SquaredError(), 1, False)
+    >>> on_leaves(1.0, SquaredError(), 1, False)
     2.0
     """
     if isinstance(loss, SquaredError):

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence.arrays.base import import_extra
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.layers.margin_losses import Poisson
+from whence.models.sklearn.class_weights import weights_by_class
 from whence.models.sklearn.estimators import Pipe, given_loss, refuse, refuse_objective, unfitted
-from whence.models.sklearn.trees import Leaves, TreeAdapter, l2_on_leaves
+from whence.models.sklearn.shrinkage import strengths_of
+from whence.models.sklearn.trees import Leaves, TreeAdapter, on_leaves
 
 __all__ = ["XGBoostAdapter"]
 
@@ -41,12 +43,19 @@ class XGBoostAdapter(TreeAdapter):
     pipe : Pipe
     loss_function : Loss or str, optional
         For an objective of the user's own; see :func:`~whence.models.sklearn.estimators.given_loss`.
+    class_weight : array, dict or "balanced", optional
+        In place of ``scale_pos_weight``.
     reg_lambda : float, optional
         In place of the booster's own and of what its training implies.
     """
 
     def __init__(
-        self, model: Any, pipe: Pipe, loss_function: Any = None, reg_lambda: float | None = None
+        self,
+        model: Any,
+        pipe: Pipe,
+        loss_function: Any = None,
+        class_weight: Any = None,
+        reg_lambda: float | None = None,
     ) -> None:
         self._xgboost = import_extra("xgboost", "trees")
         self._model = model
@@ -56,6 +65,8 @@ class XGBoostAdapter(TreeAdapter):
         self._booster = booster = model.get_booster() if is_wrapper else model
         best = getattr(model, "best_iteration", None) if is_wrapper and _has_best(booster) else None
         self._range = (0, 0 if best is None else int(best) + 1)
+        if not is_wrapper:
+            _say_that_all_count(booster)
         pipe.expect(booster.feature_names)
         content = json.loads(bytes(booster.save_raw("json")).decode())["learner"]
         self._frame_options = {"missing": model.missing} if is_wrapper else {}
@@ -66,11 +77,12 @@ class XGBoostAdapter(TreeAdapter):
         loss = _loss_of(model, custom or _is_untold(objective, parameters), objective, loss_function)
         leaves = _leaves_of(content["gradient_booster"], self._range[1], int(parameters["num_class"]))
         n_outputs = leaves.theta.shape[1]
-        was_held_back = reg_lambda is None
-        if reg_lambda is None:
-            reg_lambda = float(_train_parameters(booster).get("lambda", 1.0))
+        trees = _trees_of(content["gradient_booster"])["trees"]
+        l2, l1 = _penalties(model, booster, trees, reg_lambda)
         positive = float(content["objective"].get("reg_loss_param", {}).get("scale_pos_weight", 1))
+        own = None if positive == 1 or n_outputs > 1 else np.asarray([1.0, positive])
         names = np.asarray(model.classes_) if is_wrapper and hasattr(model, "classes_") else None
+        numbered = np.arange(max(2, n_outputs)) if loss.is_classification else None
         super().__init__(
             f"{type(model).__name__} with objective {objective!r}",
             leaves,
@@ -78,9 +90,10 @@ class XGBoostAdapter(TreeAdapter):
             loss,
             names,
             n_features_in=int(parameters["num_feature"]),
-            by_class=None if positive == 1 or n_outputs > 1 else np.asarray([1.0, positive]),
-            was_held_back=was_held_back,
-            l2_of_sum=l2_on_leaves(reg_lambda, loss, n_outputs, False),
+            by_class=weights_by_class(model, numbered if names is None else names, class_weight, own),
+            was_held_back=reg_lambda is None,
+            l2_of_sum=on_leaves(l2, loss, n_outputs, False),
+            l1_of_sum=on_leaves(l1, loss, n_outputs, False),
             precision=np.float32,
         )
 
@@ -122,6 +135,18 @@ class XGBoostAdapter(TreeAdapter):
 
 def _has_best(booster: Any) -> bool:
     return booster.attr("best_iteration") is not None
+
+
+def _say_that_all_count(booster: Any) -> None:
+    """Warn of trees after the best iteration, which a Booster's own ``predict`` takes too."""
+    best, n_rounds = booster.attr("best_iteration"), booster.num_boosted_rounds()
+    if best is None or int(best) + 1 >= n_rounds:
+        return
+    warn(
+        f"Booster: expected one without rounds after its best, got best_iteration {best} of {n_rounds} "
+        "rounds. All are explained, as Booster.predict takes all; to explain the best ones alone, pass "
+        f"booster[: {int(best) + 1}]."
+    )
 
 
 def _refuse_unknown(model: Any, content: dict[str, Any]) -> None:
@@ -180,7 +205,7 @@ def _leaves_of(gradient_booster: dict[str, Any], n_iterations: int, n_classes: i
     shares = gradient_booster.get("weight_drop", [1.0] * len(trees))
     nodes, values = [], []
     for tree, owner, share in zip(trees, owners, shares, strict=False):
-        at = np.flatnonzero(np.asarray(tree["left_children"]) == -1)
+        at = _leaves_reached(tree)
         column = np.zeros((len(at), n_outputs))
         # Of a leaf, what stands in the place of a split's condition is its value.
         leaf_values = np.asarray(tree["split_conditions"], dtype=np.float32)[at]
@@ -188,6 +213,41 @@ def _leaves_of(gradient_booster: dict[str, Any], n_iterations: int, n_classes: i
         nodes.append(at)
         values.append(column)
     return Leaves(nodes, values)
+
+
+def _leaves_reached(tree: dict[str, Any]) -> np.ndarray:
+    """Return the numbers of a tree's leaves: pruned nodes stay in it, below what became a leaf."""
+    left, right = np.asarray(tree["left_children"]), np.asarray(tree["right_children"])
+    reached, level = np.zeros(len(left), dtype=bool), np.asarray([0])
+    while level.size:
+        reached[level] = True
+        level = level[left[level] != -1]
+        level = np.concatenate([left[level], right[level]])
+    return np.flatnonzero(reached & (left == -1))
+
+
+def _penalties(model: Any, booster: Any, trees: Any, reg_lambda: float | None) -> tuple[float, float]:
+    """Return the L2 and L1 strengths on leaf values that a booster was trained with.
+
+    One that was loaded from a file names XGBoost's defaults, whatever they were: its splits tell.
+    """
+    parameters = _train_parameters(booster)
+    l2, l1 = float(parameters.get("lambda", 1.0)), float(parameters.get("alpha", 0.0))
+    found = strengths_of(trees, l2)
+    if not l1 and found.reg_alpha:
+        l1 = found.reg_alpha
+    if reg_lambda is not None:
+        return reg_lambda, l1
+    if found.reg_lambda is not None:
+        return found.reg_lambda, l1
+    was_named = getattr(model, "reg_lambda", None) is not None
+    if l2 == 1.0 and not l1 and not was_named and len(trees) > 1:
+        warn(
+            f"{type(model).__name__}: expected splits that tell the reg_lambda that they were found with, "
+            "since XGBoost does not save it, got ones that do not; 1 is taken. Pass the one of the "
+            "training if the model was loaded from a file: InfluenceModel(model, reg_lambda=...)."
+        )
+    return l2, l1
 
 
 def _train_parameters(booster: Any) -> dict[str, Any]:
