@@ -14,6 +14,7 @@ ROOT = Path(whence.__file__).parent
 #: From the ground up: a module imports from its own room and from those before it.
 ORDER = [
     "_errors",
+    "_registry",
     "_paths",
     "progress",
     "arrays",

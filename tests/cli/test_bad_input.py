@@ -149,7 +149,7 @@ INDEX = {
     "no size": ([PHOTOS, "{files}/photos", TRUST, "--image-size", "3"], "such as 224x224"),
     "no range": ([PHOTOS, "{files}/photos", TRUST, "--pixels", "0..2"], "--pixels: expected one"),
     "another size": ([PHOTOS, "{files}/photos", TRUST, "--image-size", "3x3"], "as at fit"),
-    "no solver": ([MODEL, TRAIN, TRUST, "--solver", "best"], "--solver: expected one of exact, cg"),
+    "no solver": ([MODEL, TRAIN, TRUST, "--solver", "best"], "--solver: expected one of cg, exact"),
     "no dtype": ([MODEL, TRAIN, TRUST, "--feature-dtype", "int8"], "--feature-dtype: expected"),
     "a folder of others": ([MODEL, TRAIN, TRUST, "--to", "photos"], "a folder with other files in it"),
 }  # fmt: skip

@@ -190,7 +190,10 @@ def index(
     pixels: Pixels = None,
     batch_size: BatchSize = 256,
     solver: Annotated[
-        str, option("--solver", panel=METHOD, show_default=True, help="exact, cg, lissa or kronecker.")
+        str,
+        option(
+            "--solver", panel=METHOD, show_default=True, help="By its name, as under 'Choose a solver'."
+        ),
     ] = "exact",
     damping: Annotated[
         float | None,
@@ -226,9 +229,10 @@ def index(
     from whence.cli import indexing, show
     from whence.cli.data import Reading
     from whence.cli.models import ModelSpec
+    from whence.ihvp import SOLVERS
 
-    if solver not in indexing.SOLVERS:
-        raise WhenceError("--solver", f"one of {', '.join(indexing.SOLVERS)}", repr(solver), "Choose one.")
+    if solver not in SOLVERS:
+        raise WhenceError("--solver", f"one of {', '.join(SOLVERS)}", repr(solver), "Choose one.")
     start = time.perf_counter()
     frame = _frame(image_size)
     reading = Reading(

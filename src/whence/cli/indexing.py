@@ -16,17 +16,10 @@ from whence.cli.forms import Form, is_text
 from whence.cli.models import ModelSpec, OpenedModel, code_of, open_model
 from whence.cli.record import Record, write_record
 from whence.data.base import Batch
-from whence.ihvp import CGDIHVPFactory, ExactIHVPFactory, KroneckerIHVPFactory, LissaIHVPFactory
+from whence.ihvp import SOLVERS
 from whence.index.store import BEGUN, check_folder, holds_index
 
-__all__ = ["SOLVERS", "Asked", "Indexed", "check_classes", "index", "made"]
-
-SOLVERS: dict[str, type[Any]] = {
-    "exact": ExactIHVPFactory,
-    "cg": CGDIHVPFactory,
-    "lissa": LissaIHVPFactory,
-    "kronecker": KroneckerIHVPFactory,
-}
+__all__ = ["Asked", "Indexed", "check_classes", "index", "made"]
 
 Say = Callable[[str], None]
 

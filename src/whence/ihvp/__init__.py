@@ -1,6 +1,7 @@
 """Inverse-Hessian-vector products: one damped system, several solvers."""
 
 from whence.ihvp.base import (
+    SOLVERS,
     InverseHessianVectorProduct,
     InverseHessianVectorProductFactory,
     Solution,
@@ -13,6 +14,7 @@ from whence.ihvp.woodbury import WoodburyIHVP, WoodburyIHVPFactory
 
 __all__ = [
     "CGDIHVP",
+    "SOLVERS",
     "CGDIHVPFactory",
     "Condition",
     "ExactIHVP",

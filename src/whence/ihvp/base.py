@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from whence._errors import NotConvergedError, WhenceError
+from whence._registry import Registry
 from whence.arrays.base import WORKSPACE_BYTES, Array, astype, check_finite, namespace, row_slices
 from whence.layers.linear_layer import Block, Blocks, LinearLayer
 from whence.progress import track
 
 __all__ = [
     "DEFAULT_DAMPING",
+    "SOLVERS",
     "InverseHessianVectorProduct",
     "InverseHessianVectorProductFactory",
     "Solution",
@@ -295,6 +297,11 @@ class InverseHessianVectorProductFactory(ABC):
         state : mapping of str to array
         """
         return self.build(model, dataset)
+
+
+#: Factories by the names that the command line has for them. Each takes ``damping`` and has defaults for
+#: all its arguments.
+SOLVERS: Registry[Callable[..., InverseHessianVectorProductFactory]] = Registry("solver", "whence.ihvp")
 
 
 #: The relative residual from which on a direct solver's answer is not one: float64 is not enough then.

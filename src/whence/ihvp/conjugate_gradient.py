@@ -10,6 +10,7 @@ from whence._errors import NotPositiveDefiniteError
 from whence.arrays.base import Array, as_numpy, namespace
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
+    SOLVERS,
     InverseHessianVectorProductFactory,
     linear_system,
     with_model,
@@ -90,6 +91,7 @@ class CGDIHVP(IterativeIHVP):
         raise NotPositiveDefiniteError(worst, self.damping, "Raise the damping.")
 
 
+@SOLVERS.register("cg")
 class CGDIHVPFactory(InverseHessianVectorProductFactory):
     """Builds :class:`CGDIHVP`: exact answers for layers whose Hessian does not fit into memory.
 

@@ -27,6 +27,7 @@ from whence.arrays.symmetric import cholesky
 from whence.engine.base import Converted
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
+    SOLVERS,
     InverseHessianVectorProduct,
     InverseHessianVectorProductFactory,
     Solution,
@@ -326,6 +327,7 @@ class ExactIHVP(InverseHessianVectorProduct):
             )
 
 
+@SOLVERS.register("exact")
 class ExactIHVPFactory(InverseHessianVectorProductFactory):
     """Builds :class:`ExactIHVP`: right for layers of up to about 10,000 weights.
 

@@ -22,6 +22,7 @@ from whence.arrays.base import (
 from whence.engine.base import Part, total
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
+    SOLVERS,
     InverseHessianVectorProduct,
     InverseHessianVectorProductFactory,
     Solution,
@@ -282,6 +283,7 @@ class KroneckerIHVP(InverseHessianVectorProduct):
         return self._measured or 0.0
 
 
+@SOLVERS.register("kronecker")
 class KroneckerIHVPFactory(InverseHessianVectorProductFactory):
     """Builds :class:`KroneckerIHVP`: right for layers too large for anything else; approximate.
 

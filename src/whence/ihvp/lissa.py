@@ -10,6 +10,7 @@ import numpy as np
 from whence.arrays.base import Array, as_numpy, check_number, check_seed, namespace
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
+    SOLVERS,
     InverseHessianVectorProductFactory,
     linear_system,
     with_model,
@@ -137,6 +138,7 @@ class LissaIHVP(IterativeIHVP):
         return largest
 
 
+@SOLVERS.register("lissa")
 class LissaIHVPFactory(InverseHessianVectorProductFactory):
     """Builds :class:`LissaIHVP`, the series that influence functions are often computed with.
 

@@ -18,11 +18,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whence._errors import NotPositiveDefiniteError, WhenceError
-from whence.arrays.base import WORKSPACE_BYTES, Array, as_numpy, astype, check_number, namespace, row_slices
+from whence.arrays.base import (
+    WORKSPACE_BYTES,
+    Array,
+    as_numpy,
+    astype,
+    check_number,
+    like,
+    namespace,
+    row_slices,
+)
 from whence.arrays.sparse import SparseRows
 from whence.arrays.symmetric import cholesky
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
+    SOLVERS,
     InverseHessianVectorProduct,
     InverseHessianVectorProductFactory,
     Solution,
@@ -116,7 +126,7 @@ class WoodburyIHVP(InverseHessianVectorProduct):
             1, 0, 2
         )
         if self._relative_residual is None and self.blocks is not None:
-            gap = as_numpy(self.product(value[:1])) - wide[:1]
+            gap = as_numpy(self.product(like(value[:1], right))) - wide[:1]
             norm = float(np.linalg.norm(wide[0]))
             residual = float(np.linalg.norm(gap)) / norm if norm else 0.0
             refuse_if_inexact(residual, self.damping)
@@ -209,6 +219,7 @@ class WoodburyIHVP(InverseHessianVectorProduct):
             )
 
 
+@SOLVERS.register("woodbury")
 class WoodburyIHVPFactory(InverseHessianVectorProductFactory):
     """Builds :class:`WoodburyIHVP`: right where features outnumber samples, as leaves of trees do.
 
