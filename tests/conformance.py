@@ -20,7 +20,7 @@ from tolerances import assert_close
 
 import whence
 from whence.layers.losses import SoftmaxCrossEntropy
-from whence.models.adapter import ADAPTERS, Adapter, LossSpec, Weights
+from whence.models.adapter import Adapter, LossSpec, Weights, register_adapter
 from whence.models.differentiated import DifferentiatedLoss
 
 __all__ = ["Conformance", "Keras", "Plain", "PyTorch", "reference"]
@@ -115,6 +115,7 @@ class Network:
         }[tail]
 
 
+@register_adapter(Network)
 class NetworkAdapter(Adapter):
     """All that it takes to bring another kind of model."""
 
@@ -358,11 +359,6 @@ class Conformance:
     @pytest.fixture(params=TOLERANCE)
     def dtype(self, request):
         return request.param
-
-    @pytest.fixture(autouse=True)
-    def plain_networks_are_models(self, monkeypatch):
-        known = [*ADAPTERS, ((f"{__name__}.", __name__), __name__, "NetworkAdapter")]
-        monkeypatch.setattr("whence.models.adapter.ADAPTERS", known)
 
     def fitted(self, wrapped, dataset, options, **more):
         solver = whence.ExactIHVPFactory(damping=DAMPING)

@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pytest
 import reference
 
 import whence
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
-from whence.models import adapter
-from whence.models.adapter import Adapter, LossSpec, Weights
+from whence.models.adapter import Adapter, LossSpec, Weights, register_adapter
 
 N, T, D = 23, 5, 4
 RNG = np.random.default_rng(11)
@@ -28,6 +26,7 @@ class Dense:
     loss: Loss
 
 
+@register_adapter(Dense)
 class DenseAdapter(Adapter):
     """All that the library needs to know of it."""
 
@@ -50,13 +49,6 @@ class DenseAdapter(Adapter):
 
     def tail(self, inputs, pre_activations):
         return pre_activations
-
-
-@pytest.fixture(autouse=True)
-def dense_arrays_are_models(monkeypatch):
-    """Import this into a test file to have such models there."""
-    known = [*adapter.ADAPTERS, ((f"{__name__}.", __name__), __name__, "DenseAdapter")]
-    monkeypatch.setattr(adapter, "ADAPTERS", known)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,6 @@ def know_plain_networks():
     """Have a worker know the networks in plain NumPy, as the test does here."""
     import conformance
 
-    from whence.models import adapter
-
-    entry = (("conformance.",), "conformance", "NetworkAdapter")
-    if entry not in adapter.ADAPTERS:
-        adapter.ADAPTERS.append(entry)
     return conformance.__name__
 
 

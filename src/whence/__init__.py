@@ -37,7 +37,7 @@ from whence.ihvp import (
 )
 from whence.index import CACHE, Index
 from whence.layers.linear_layer import LinearLayer
-from whence.models import InfluenceModel
+from whence.models import InfluenceModel, register_adapter
 from whence.search.scores import BaseNearestNeighbors, LinearNearestNeighbors
 from whence.search.top_k import ORDER
 
@@ -81,6 +81,7 @@ __all__ = [
     "WhenceError",
     "WoodburyIHVPFactory",
     "load_index",
+    "register_adapter",
 ]
 
 

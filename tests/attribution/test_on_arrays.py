@@ -14,7 +14,6 @@ from plain import (
     T,
     X,
     batches,
-    dense_arrays_are_models,  # noqa: F401
     self_values_of,
     values_of,
 )

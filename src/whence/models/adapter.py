@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, described
+from whence._registry import Registry
 from whence.arrays.base import Array, as_numpy, check_finite
 from whence.data.base import leaves
 from whence.layers.losses import Loss
 from whence.models.differentiated import DifferentiatedLoss
 
-__all__ = ["ADAPTERS", "Adapter", "LossSpec", "Weights", "adapter_for"]
+__all__ = ["ADAPTERS", "Adapter", "LossSpec", "Weights", "adapter_for", "register_adapter"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Weights:
 class Adapter(ABC):
     """What whence needs of a framework's model. It extracts; it contains no formula.
 
-    Subclass it for a new framework, and name it in ``ADAPTERS``.
+    Subclass it for a new framework, and register it: :func:`~whence.register_adapter`.
     """
 
     #: The target layer's name, as the framework calls it.
@@ -190,14 +190,85 @@ class Adapter(ABC):
         raise WhenceError("device", "'cpu' or None", repr(device), "Leave it out.")
 
 
-#: Module prefixes of the types that an adapter serves, and where the adapter stands.
-ADAPTERS: list[tuple[tuple[str, ...], str, str]] = [
-    # Before torch: on that backend Keras models are torch modules too.
-    (("keras.", "tf_keras."), "whence.models.keras.adapter", "KerasAdapter"),
-    (("torch.",), "whence.models.torch.adapter", "TorchAdapter"),
-    # Wrappers in scikit-learn's manner, and XGBoost's and LightGBM's own boosters.
-    (("sklearn.", "xgboost.", "lightgbm."), "whence.models.sklearn.adapter", "open_sklearn"),
-]
+@dataclass(frozen=True)
+class _Served:
+    """Which models an adapter serves."""
+
+    make: Callable[..., Adapter]
+    prefixes: tuple[str, ...]
+    types: tuple[type, ...]
+    before: tuple[str, ...]
+
+    def place(self, model: Any) -> int | None:
+        """Return how far up among the types of a model the one stands that is served; None if none does."""
+        for place, base in enumerate(type(model).__mro__):
+            if base in self.types or f"{base.__module__}.".startswith(self.prefixes):
+                return place
+        return None
+
+
+#: Every adapter, by the name of what makes it.
+ADAPTERS: Registry[_Served] = Registry("adapter", "whence.models")
+
+
+def register_adapter(*served: type | str, before: Sequence[str] = ()) -> Callable[[Any], Any]:
+    """Return a decorator that lets :class:`~whence.InfluenceModel` take models of another kind.
+
+    Parameters
+    ----------
+    *served : type or str
+        The classes of the models, subclasses included; or the beginnings of the names of the modules that
+        define them, such as ``"torch."``, so that no framework need be imported.
+    before : sequence of str, default=()
+        Such beginnings of other adapters, which serve a model only where this one does not. Otherwise the
+        adapter of the most special class of a model serves it.
+
+    Returns
+    -------
+    callable
+        For what makes the adapter: a subclass of :class:`~whence.models.Adapter`, or a function, called as
+        ``make(model, start_layer, loss_function, **options)``. Its keyword-only arguments are the options
+        that the models have.
+
+    Examples
+    --------
+    >>> from whence.layers.losses import SquaredError
+    >>> class Scales:
+    ...     weight = 2.0
+    >>> @register_adapter(Scales)
+    ... class ScalesAdapter(Adapter):
+    ...     layer_name = "scales"
+    ...     def __init__(self, model, start_layer=-1, loss_function=None):
+    ...         self.model = model
+    ...     def with_layer(self, layer):
+    ...         return self
+    ...     def weights(self):
+    ...         return Weights(np.asarray([[self.model.weight]]), None)
+    ...     def loss_spec(self):
+    ...         return LossSpec(SquaredError(), "identity", "squared error")
+    ...     def features(self, inputs):
+    ...         return np.asarray(inputs)
+    ...     def tail(self, inputs, pre_activations):
+    ...         return pre_activations
+    >>> adapter_for(Scales(), -1, None, {}).weights().kernel
+    array([[2.]])
+    """
+    prefixes = tuple(one for one in served if isinstance(one, str))
+    types = tuple(one for one in served if isinstance(one, type))
+    if not served or len(prefixes) + len(types) != len(served):
+        raise WhenceError(
+            "served",
+            "classes of models, or the beginnings of the names of their modules",
+            ", ".join(map(described, served)) or "none",
+            "Say which models the adapter is for: register_adapter(MyModel).",
+        )
+
+    def keep(make: Any) -> Any:
+        name = f"{make.__module__}.{make.__qualname__}"
+        ADAPTERS.register(name)(_Served(make, prefixes, types, tuple(before)))
+        return make
+
+    return keep
 
 
 def _check_options(adapter: Any, options: Any) -> None:
@@ -216,16 +287,20 @@ def _check_options(adapter: Any, options: Any) -> None:
 
 def adapter_for(model: Any, start_layer: int | str, loss_function: Any, options: Any) -> Adapter:
     """Return the adapter of the model's framework."""
-    modules = [f"{base.__module__}." for base in type(model).__mro__]
-    for prefixes, where, name in ADAPTERS:
-        if any(module.startswith(prefixes) for module in modules):
-            adapter = getattr(importlib.import_module(where), name)
-            _check_options(adapter, options)
-            return adapter(model, start_layer, loss_function, **options)
-    known = ", ".join(prefix.rstrip(".") for prefixes, _, _ in ADAPTERS for prefix in prefixes)
+    places = {entry: entry.place(model) for entry in ADAPTERS.values()}
+    serving = {entry: place for entry, place in places.items() if place is not None}
+    later = {name for entry in serving for name in entry.before}
+    first = {entry: place for entry, place in serving.items() if not later.intersection(entry.prefixes)}
+    if first:
+        make = min(first, key=lambda entry: first[entry]).make
+        _check_options(make, options)
+        return make(model, start_layer, loss_function, **options)
+    every = [*(p.rstrip(".") for e in ADAPTERS.values() for p in e.prefixes)]
+    every += [t.__name__ for e in ADAPTERS.values() for t in e.types]
     raise WhenceError(
         "model",
-        f"a trained model of one of: {known}",
+        f"a trained model of one of: {', '.join(every)}",
         f"a {type(model).__module__}.{type(model).__name__}",
-        "Pass the model itself, not its predictions or its path.",
+        "Pass the model itself, not its predictions or its path; of another framework, write an adapter: "
+        "whence.register_adapter.",
     )

@@ -20,7 +20,7 @@ from whence.indexing.base import index_of
 from whence.indexing.observation import Observation
 from whence.layers.linear_layer import Block, LinearLayer
 from whence.layers.losses import Loss
-from whence.models.adapter import ADAPTERS, Adapter, LossSpec, Weights, adapter_for
+from whence.models.adapter import Adapter, adapter_for
 from whence.models.differentiated import DifferentiatedLoss
 from whence.models.recipe import Recipe
 from whence.models.sequence import (
@@ -31,7 +31,7 @@ from whence.models.sequence import (
 )
 from whence.models.tail import decide_loss
 
-__all__ = ["ADAPTERS", "Adapter", "InfluenceModel", "LossSpec", "Weights"]
+__all__ = ["InfluenceModel"]
 
 
 class InfluenceModel:

@@ -11,7 +11,7 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, import_extra
 from whence.data.base import map_leaves, take_rows
-from whence.models.base import Adapter, LossSpec, Weights
+from whence.models.adapter import Adapter, LossSpec, Weights, register_adapter
 from whence.models.differentiated import DifferentiatedLoss, identity_of
 from whence.models.keras.backends import backend_of
 from whence.models.keras.losses import loss_spec
@@ -20,6 +20,7 @@ from whence.models.keras.tail import KerasTail, Template, intercepted
 __all__ = ["KerasAdapter"]
 
 
+@register_adapter("keras.", "tf_keras.", before=("torch.",))  # on that backend they are torch modules too
 class KerasAdapter(Adapter):
     """Reads a Keras 3 model on the backend that Keras runs on.
 

@@ -8,7 +8,7 @@ from typing import Any
 from whence._errors import WhenceError
 from whence._errors import described as described_kind
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
-from whence.models.base import LossSpec
+from whence.models.adapter import LossSpec
 
 __all__ = ["PerSampleLoss", "loss_spec"]
 

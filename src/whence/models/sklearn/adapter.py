@@ -34,7 +34,7 @@ from whence.arrays.base import Array, as_numpy, check_number
 from whence.arrays.sparse import SparseRows
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.layers.margin_losses import ModifiedHuber, SquaredHinge
-from whence.models.adapter import Adapter, Weights
+from whence.models.adapter import Adapter, Weights, register_adapter
 from whence.models.sklearn.class_weights import weights_by_class
 from whence.models.sklearn.estimators import (
     EstimatorAdapter,
@@ -47,6 +47,8 @@ from whence.models.sklearn.estimators import (
 __all__ = ["LinearAdapter", "open_sklearn"]
 
 
+# Wrappers in scikit-learn's manner, and XGBoost's and LightGBM's own boosters.
+@register_adapter("sklearn.", "xgboost.", "lightgbm.")
 def open_sklearn(
     model: Any,
     start_layer: int | str = -1,

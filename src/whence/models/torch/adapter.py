@@ -11,7 +11,7 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, import_extra
 from whence.data.base import leaves, map_leaves, take_rows
-from whence.models.adapter import Adapter, LossSpec, Weights
+from whence.models.adapter import Adapter, LossSpec, Weights, register_adapter
 from whence.models.differentiated import DifferentiatedLoss, identity_of
 from whence.models.torch.derivatives import TorchDerivatives, torch_output
 from whence.models.torch.losses import own_loss, read_loss
@@ -33,6 +33,7 @@ __all__ = ["TorchAdapter"]
 TRIED_ROWS = 8
 
 
+@register_adapter("torch.", before=("sklearn.",))
 class TorchAdapter(Adapter):
     """Reads a PyTorch module. Its input to the target layer is recorded by a hook, in eval mode.
 
