@@ -51,7 +51,7 @@ ON_DEMAND = {
     "whence.cli.app": {"typer"},
     "whence.cli.options": {"typer"},
     "whence.cli.show": {"rich"},
-    "whence.data.torch": {"torch"},
+    "whence.data._torch_results": {"torch"},
     "whence.label_errors": {"sklearn"},
 }
 

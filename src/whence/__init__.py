@@ -22,6 +22,7 @@ from whence.attribution import (
     TrainingLoss,
     load_index,
 )
+from whence.data.base import register_dataset
 from whence.data.readers import Sharded
 from whence.engine.base import Threads
 from whence.engine.cluster import Cluster
@@ -82,6 +83,7 @@ __all__ = [
     "WoodburyIHVPFactory",
     "load_index",
     "register_adapter",
+    "register_dataset",
 ]
 
 

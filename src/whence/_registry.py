@@ -41,6 +41,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._kind = kind
         self._unread = list(rooms)
         self._things: dict[str, T] = {}
+        self._places: dict[str, str] = {}
 
     def look_in(self, room: str) -> None:
         """Import the modules of another room too, when the registry is next read."""
@@ -50,18 +51,22 @@ class Registry(Mapping[str, T], Generic[T]):
         """Return a decorator that keeps what it decorates under a name."""
 
         def keep(thing: Any) -> Any:
-            found = self._things.get(name)
-            if found is not None and _place(found) != _place(thing):
-                raise WhenceError(
-                    f"{self._kind} {name!r}",
-                    "a name that no other one has",
-                    f"that of {_place(found)}",
-                    "Choose another name.",
-                )
-            self._things[name] = thing
+            self.add(name, thing, thing)
             return thing
 
         return keep
+
+    def add(self, name: str, thing: T, made_by: Any) -> None:
+        """Keep a thing under a name; only the same class or function may take it again."""
+        place = f"{made_by.__module__}.{made_by.__qualname__}"
+        if self._places.setdefault(name, place) != place:
+            raise WhenceError(
+                f"{self._kind} {name!r}",
+                "a name that no other one has",
+                f"that of {self._places[name]}",
+                "Choose another name.",
+            )
+        self._things[name] = thing
 
     def _read(self) -> dict[str, T]:
         while self._unread:
@@ -79,12 +84,11 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def import_room(package: str) -> None:
-    """Import every module of a package, those of its packages included."""
+    """Import every module of a package, its packages included, but for those that begin with ``_``.
+
+    What has to derive from a framework's classes stands in such a module.
+    """
     room = importlib.import_module(package)
     for module in pkgutil.walk_packages(room.__path__, f"{package}."):
-        importlib.import_module(module.name)
-
-
-def _place(thing: Any) -> str:
-    kind = thing if hasattr(thing, "__qualname__") else type(thing)
-    return f"{kind.__module__}.{kind.__qualname__}"
+        if not module.name.rpartition(".")[2].startswith("_"):
+            importlib.import_module(module.name)

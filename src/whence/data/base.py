@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, described
+from whence._registry import Registry
 from whence.arrays.base import as_numpy
 from whence.arrays.hashing import hashed_rows
 from whence.data.tables import is_table, join_tables, table_bytes, table_rows
@@ -25,6 +26,7 @@ __all__ = [
     "concatenate",
     "fingerprints",
     "open_dataset",
+    "register_dataset",
     "take_rows",
 ]
 
@@ -402,6 +404,59 @@ class ArraysDataset(SequenceDataset):
         return map_leaves(lambda leaf: _cut_rows(leaf, rows), self._arrays)
 
 
+class Kind(NamedTuple):
+    """A kind of dataset: how it is known, and what opens it."""
+
+    accepts: Callable[[Any], bool]
+    open: Callable[[Any, str], Dataset]
+
+
+#: Kinds of datasets by what messages call them. Lists of batches and tuples of arrays come last.
+DATASETS: Registry[Kind] = Registry("dataset kind", "whence.data")
+
+
+def register_dataset(name: str, accepts: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    """Return a decorator that lets datasets of another kind be given wherever a dataset is taken.
+
+    Parameters
+    ----------
+    name : str
+        What messages call it, such as ``"a pyarrow.dataset.Dataset"``.
+    accepts : callable
+        ``accepts(dataset)`` says whether a user's object is of this kind. It is asked about every object,
+        so it should import nothing.
+
+    Returns
+    -------
+    callable
+        For what opens it: a subclass of :class:`~whence.data.base.Dataset`, or a function, called as
+        ``open(dataset, argument)`` and returning one.
+
+    Examples
+    --------
+    >>> class Twice:
+    ...     batch = np.ones((2, 1)), np.zeros(2)
+    >>> @register_dataset("a Twice", lambda dataset: isinstance(dataset, Twice))
+    ... def open_twice(dataset, argument):
+    ...     return SequenceDataset([dataset.batch] * 2, argument)
+    >>> [batch.n_samples for batch in open_dataset(Twice())]
+    [2, 2]
+    """
+    if not callable(accepts):
+        raise WhenceError(
+            "accepts",
+            "a function that says whether a dataset is of the kind",
+            described(accepts),
+            "Pass one.",
+        )
+
+    def keep(opens: Any) -> Any:
+        DATASETS.add(name, Kind(accepts, opens), opens)
+        return opens
+
+    return keep
+
+
 def open_dataset(dataset: Any, argument: str = "dataset", label_key: str | None = None) -> Dataset:
     """Return ``dataset`` as a :class:`Dataset`.
 
@@ -428,29 +483,17 @@ def open_dataset(dataset: Any, argument: str = "dataset", label_key: str | None 
 
 
 def _open(dataset: Any, argument: str) -> Dataset:
-    module = type(dataset).__module__
-    is_table = module.startswith("datasets.") and hasattr(dataset, "column_names")
-    bases = type(dataset).__mro__
-    if is_table or any(base.__module__.startswith("torch.utils.data.") for base in bases):
-        from whence.data.torch import open_torch  # imports torch, which is optional
-
-        return open_torch(dataset, argument)
-    if module.startswith("tensorflow.") and hasattr(dataset, "element_spec"):
-        from whence.data.tensorflow import TensorFlowDataset
-
-        return TensorFlowDataset(dataset, argument)
-    if module == "whence.data.readers":
-        from whence.data.readers import ShardedDataset
-
-        return ShardedDataset(dataset, argument)
+    # What somebody adds comes before the kinds of this library.
+    for kind in sorted(DATASETS.values(), key=lambda kind: kind.open.__module__.startswith("whence.")):
+        if kind.accepts(dataset):
+            return kind.open(dataset, argument)
     if isinstance(dataset, tuple) and len(dataset) in (2, 3):
         return ArraysDataset(dataset, argument)
     if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not _is_array(dataset):
         return SequenceDataset(dataset, argument)
     raise WhenceError(
         argument,
-        "a batched tf.data.Dataset, a DataLoader, a keras.utils.PyDataset, a list of batches, or "
-        "arrays (x, y)",
+        f"{', '.join(DATASETS)}, a keras.utils.PyDataset, a list of batches, or arrays (x, y)",
         f"a {type(dataset).__name__}",
         "Wrap arrays as (x, y), or batch them with your framework.",
     )

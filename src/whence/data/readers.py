@@ -23,6 +23,7 @@ from whence.data.base import (
     SequenceDataset,
     leaves,
     map_leaves,
+    register_dataset,
     take_rows,
 )
 
@@ -227,6 +228,7 @@ class ShardedReader(Reader):
             )
 
 
+@register_dataset("a whence.Sharded", lambda dataset: isinstance(dataset, Sharded))
 class ShardedDataset(Dataset):
     """Batches of a :class:`Sharded`. What comes out can be iterated again and again."""
 

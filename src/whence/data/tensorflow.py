@@ -9,7 +9,7 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.arrays.base import as_numpy, import_extra
-from whence.data.base import Batch, Dataset, map_leaves
+from whence.data.base import Batch, Dataset, map_leaves, register_dataset
 
 __all__ = ["TensorFlowDataset"]
 
@@ -17,6 +17,11 @@ __all__ = ["TensorFlowDataset"]
 INFINITE = -1
 
 
+def _is_of_tensorflow(dataset: Any) -> bool:
+    return type(dataset).__module__.startswith("tensorflow.") and hasattr(dataset, "element_spec")
+
+
+@register_dataset("a batched tf.data.Dataset", _is_of_tensorflow)
 class TensorFlowDataset(Dataset):
     """A batched ``tf.data.Dataset``."""
 

@@ -6,16 +6,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from whence._errors import WhenceError
-from whence.arrays.base import as_numpy
-from whence.data.base import ARRAY_BATCH_ROWS, Batch, Dataset, map_leaves
+from whence.arrays.base import as_numpy, import_extra
+from whence.data.base import ARRAY_BATCH_ROWS, Batch, Dataset, map_leaves, register_dataset
 from whence.data.readers import Piece, Reader
 
 __all__ = ["LoaderReader", "TorchDataset", "open_torch"]
 
 
+def _is_of_torch(dataset: Any) -> bool:
+    is_table = type(dataset).__module__.startswith("datasets.") and hasattr(dataset, "column_names")
+    bases = type(dataset).__mro__
+    return is_table or any(base.__module__.startswith("torch.utils.data.") for base in bases)
+
+
+@register_dataset("a DataLoader", _is_of_torch)
 def open_torch(dataset: Any, argument: str) -> TorchDataset:
     """Return a DataLoader, or a table of ``datasets`` cut into batches, as a :class:`Dataset`.
 
@@ -26,10 +32,13 @@ def open_torch(dataset: Any, argument: str) -> TorchDataset:
     """
     if type(dataset).__module__.startswith("datasets."):
         return TorchDataset(_table(dataset, argument), argument)
-    if isinstance(dataset, torch.utils.data.DataLoader):
-        if dataset.batch_sampler is None and not isinstance(dataset.dataset, _Results):
+    data = _torch().utils.data
+    if isinstance(dataset, data.DataLoader):
+        from whence.data._torch_results import Results
+
+        if dataset.batch_sampler is None and not isinstance(dataset.dataset, Results):
             single = dataset.batch_size is None and dataset.collate_fn is not None
-            if single and not isinstance(dataset.dataset, torch.utils.data.IterableDataset):
+            if single and not isinstance(dataset.dataset, data.IterableDataset):
                 raise _not_batched(dataset, argument)
         return TorchDataset(dataset, argument)
     raise _not_batched(dataset, argument)
@@ -59,7 +68,7 @@ class TorchDataset(Dataset):
         yield from self._loader
 
     def reader(self, engine: Any) -> LoaderReader | None:
-        loader, data = self._loader, torch.utils.data
+        loader, data = self._loader, _torch().utils.data
         in_order = type(loader.batch_sampler) is data.BatchSampler and (
             type(loader.sampler) is data.SequentialSampler
         )
@@ -125,34 +134,14 @@ class LoaderReader(Reader):
         return Piece(row, len(samples), self._collate(samples), unit, self._argument)
 
 
-class _Results(torch.utils.data.IterableDataset):
-    """Elements that are made anew in each pass."""
-
-    def __init__(self, generate: Callable[[], Iterator[Any]]) -> None:
-        self._generate = generate
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._generate()
-
-
-class _SizedResults(_Results):
-    """The same, where it is known how many there are."""
-
-    def __init__(self, generate: Callable[[], Iterator[Any]], length: int) -> None:
-        super().__init__(generate)
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
+def _torch() -> Any:
+    return import_extra("torch", "torch")
 
 
 def _loader_of(generate: Callable[[], Iterator[Any]], length: int | None) -> Any:
-    results = _Results(generate) if length is None else _SizedResults(generate, length)
-    return torch.utils.data.DataLoader(results, batch_size=None, collate_fn=_unchanged)
+    from whence.data._torch_results import loader_of
 
-
-def _unchanged(element: Any) -> Any:
-    return element
+    return loader_of(generate, length)
 
 
 def _tensors(tree: Any) -> Any:
@@ -166,7 +155,7 @@ def _tensor(leaf: Any) -> Any:
     array = as_numpy(leaf)
     if array.dtype.kind not in "biufc":
         return array
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    return _torch().from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _table(table: Any, argument: str) -> Any:
@@ -183,8 +172,8 @@ def _table(table: Any, argument: str) -> Any:
                 "Pad them: DataLoader(dataset, batch_size=64, collate_fn=DataCollatorWithPadding(...)).",
             )
         kept = {key: value for key, value in columns.items() if value.dtype.kind in "biuf"}
-        return {key: torch.from_numpy(value) for key, value in kept.items()}
+        return {key: _torch().from_numpy(value) for key, value in kept.items()}
 
     starts = range(0, len(table), ARRAY_BATCH_ROWS)
     batches = [list(range(i, min(i + ARRAY_BATCH_ROWS, len(table)))) for i in starts]
-    return torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=cut)
+    return _torch().utils.data.DataLoader(batches, batch_size=None, collate_fn=cut)

@@ -265,7 +265,7 @@ def register_adapter(*served: type | str, before: Sequence[str] = ()) -> Callabl
 
     def keep(make: Any) -> Any:
         name = f"{make.__module__}.{make.__qualname__}"
-        ADAPTERS.register(name)(_Served(make, prefixes, types, tuple(before)))
+        ADAPTERS.add(name, _Served(make, prefixes, types, tuple(before)), make)
         return make
 
     return keep
