@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whence._errors import WhenceError, warn
-from whence.arrays.base import Array, as_numpy, check_number
+from whence.arrays.base import Array, as_numpy, astype, check_number
 from whence.attribution.question import Question, hide, shares
 from whence.attribution.training_set import TrainingSet
 from whence.data.base import Batch
@@ -29,6 +29,10 @@ from whence.progress import track
 from whence.search.scores import Queries, Vector, scores
 
 __all__ = ["Scorer", "Vectors", "all_scores", "at_most", "check_k", "check_model", "weighted_features"]
+
+
+#: Training samples on which a loss is tried for what it does not depend on.
+TRIED_ROWS = 32
 
 
 class Scorer(ABC):
@@ -75,7 +79,9 @@ class Scorer(ABC):
         )
         self._training_set = TrainingSet(self.index, dataset, progress)
         #: The layer with the model's own weights.
-        self.layer: LinearLayer = self.influence_model.layer
+        self.layer: LinearLayer = self.influence_model.layer.knowing_shifts(
+            self.index.shards[0].rows(0, TRIED_ROWS).block
+        )
         self._model_fingerprint = self.influence_model.fingerprint()
         self._self_influence_values: np.ndarray | None = None
 
@@ -134,7 +140,7 @@ class Scorer(ABC):
     def _store_coefficients(self) -> None:
         """Fill in the coefficients of every stored sample; called once a method is ready."""
         engine, scorer = self._place(self._coefficients_need_solver)
-        self.index.store_coefficients(scorer._coefficients, self._to_store, engine)
+        self.index.store_coefficients(scorer._stored_form, self._to_store, engine)
 
     def _to_store(self) -> Method:
         """Return what an index on disk records of this method."""
@@ -154,7 +160,12 @@ class Scorer(ABC):
     def _check_weights(self) -> np.ndarray:
         """Return numbers that change with anything that the method computes."""
         first = self.index.shards[0].rows(0, 8)
-        return np.asarray(as_numpy(self._coefficients(first.block)), dtype=np.float64)
+        return np.asarray(as_numpy(self._stored_form(first.block)), dtype=np.float64)
+
+    def _stored_form(self, block: Block) -> Array:
+        """Return the coefficients of a block, computed in float64, in the precision of its features."""
+        coefficients = self._coefficients(block.in_double())
+        return astype(coefficients, block.phi.dtype)
 
     # ------------------------------------------------------------------------------ pieces
 

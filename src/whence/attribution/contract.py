@@ -263,7 +263,7 @@ class Attribution(Answers):
         """Compute the coefficients of a batch anew; its features are those of the constructor's pass."""
         self._check_model()
         part = self.index.take(self._training_set.rows(batch))
-        return Vector(part.phi, self._coefficients(part.block))
+        return Vector(part.phi, self._stored_form(part.block))
 
     # ------------------------------------------------------------------------------ storing
 
@@ -276,7 +276,7 @@ class Attribution(Answers):
 
     def _vectors(self, cache: CACHE, load_path: str | Path | None, save_path: str | Path | None) -> Index:
         """Return the index that vectors come from, loaded or saved as the paths say."""
-        return stored_vectors(self.index, self._to_store, self._coefficients, cache, load_path, save_path)
+        return stored_vectors(self.index, self._to_store, self._stored_form, cache, load_path, save_path)
 
     def _save_values(self, path: str | Path, queries: list[Queries], index: Index) -> None:
         values = np.concatenate([all_scores(part, index) for part in queries])

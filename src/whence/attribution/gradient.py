@@ -147,18 +147,19 @@ class Gradients(Attribution):
         return Queries(-solved / self.index.n_samples, np.zeros(len(solved)))
 
     def _self_influence(self, shard: Shard, question: Question) -> Array:
-        moved = as_numpy(self._moved(shard.block, self._residuals_left_out(shard.block)))
+        block = shard.block.in_double()
+        moved = as_numpy(self._moved(block, self._residuals_left_out(block)))
         if self.asks_about_loss:
-            values = _inner(moved, as_numpy(self.layer.residuals(shard.block)))
+            values = _inner(moved, as_numpy(self.layer.residuals(block)))
         else:
             values = np.abs(question.pick(moved)) / self.index.n_samples
-        scale = self._scale(shard.block)
+        scale = self._scale(block)
         return values if scale is None else _divided(values, as_numpy(scale))
 
     def _leave_one_out(self, shard: Shard) -> Array:
-        u = self.layer.pre_activations(shard.phi)
-        moved = self._moved(shard.block, self._residuals_left_out(shard.block))
-        return astype(u, moved.dtype) + moved / self.index.n_samples
+        block = shard.block.in_double()
+        moved = self._moved(block, self._residuals_left_out(block))
+        return like(self.layer.pre_activations(block.phi), moved) + moved / self.index.n_samples
 
     def _totals(self, question: Question) -> np.ndarray:
         return question.under(self._sum)
@@ -269,7 +270,7 @@ class GradientCosine(GradientDotProduct):
         own = as_numpy(super()._self_influence(shard, question)) * self.index.n_samples
         if not self.asks_about_loss:
             return _divided(own, _norms(question.directions(self.layer.n_outputs)))
-        return as_numpy(self._scale(shard.block) > 0).astype(own.dtype)
+        return as_numpy(self._scale(shard.block.in_double()) > 0).astype(own.dtype)
 
     def _leave_one_out(self, shard: Shard) -> Array:
         raise WhenceError(

@@ -230,10 +230,10 @@ class InfluenceFunctions(Gradients):
         }
 
     def _solve(self, matrices: np.ndarray) -> np.ndarray:
-        return as_numpy(self.ihvp.solve(matrices).value)
+        return self.layer.centred(as_numpy(self.ihvp.solve(self.layer.centred(matrices)).value))
 
     def _moved(self, block: Block, r: Array) -> Array:
-        return self.ihvp.self_products(block.phi, r)
+        return self.layer.centred(self.ihvp.self_products(block.phi, self.layer.centred(r)))
 
     def _residuals_left_out(self, block: Block) -> Array:
         if self.leverage:

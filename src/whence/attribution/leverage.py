@@ -69,6 +69,7 @@ def leave_one_out_residuals(
         )
     r = layer.residuals(block)
     q = np.asarray(as_numpy(ihvp.leverages(block.phi)), dtype=np.float64)
+    q = layer.centred(layer.centred(q).transpose(0, 2, 1))  # K_i sees nothing else of it
     k = np.asarray(as_numpy(layer.curvatures(block).matrices()), dtype=np.float64)
     kept = np.eye(q.shape[1]) - k @ q / n_samples
     right = np.asarray(as_numpy(r), dtype=np.float64)[:, :, None]

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
-from whence.arrays.base import Array, as_numpy, astype, check_finite, check_number, check_seed
+from whence.arrays.base import Array, as_numpy, check_finite, check_number, check_seed, like
 from whence.attribution.base import weighted_features
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
 from whence.attribution.ridge import Ridge
 from whence.attribution.solver import build_solver, check_factory, factory_arguments
+from whence.engine.base import Converted
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.index import Shard
 from whence.layers.linear_layer import Block, LinearLayer
@@ -162,7 +163,8 @@ class RepresenterPointLJE(Attribution):
         self.epsilon = epsilon
         self.step_size = step_size
         self.decomposition = decomposition
-        ascent = step_size * self.layer.mean_gradient(self.index)
+        wide = Converted(self.index, Block.in_double)
+        ascent = step_size * self.layer.mean_gradient(wide)
         self.expanded_layer: LinearLayer = self.layer.at(self.layer.theta + ascent)
         self.ihvp: InverseHessianVectorProduct = build_solver(
             ihvp_calculator_factory,
@@ -172,10 +174,12 @@ class RepresenterPointLJE(Attribution):
             shuffle_buffer_size,
             seed,
         )
-        gradient = self.expanded_layer.mean_gradient(self.index)
-        step = self.ihvp.solve(gradient[None, :, :])
+        self._gradient = self.layer.centred(self.expanded_layer.mean_gradient(wide))
+        step = self.ihvp.solve(self._gradient[None, :, :])
         self.relative_residual: float = float(step.relative_residual)
-        self.theta_dagger: np.ndarray = self.expanded_layer.theta - as_numpy(step.value)[0]
+        self.theta_dagger: np.ndarray = self.expanded_layer.theta - self.layer.centred(
+            as_numpy(step.value)[0]
+        )
         check_finite(
             self.theta_dagger,
             "weights of the expansion",
@@ -242,23 +246,25 @@ class RepresenterPointLJE(Attribution):
             return Queries(weighted, np.zeros(len(phi)), question.outputs)
         # v(i, t) = <theta', Q_t> / N - (1/N) <g_i, S_t>,  S_t = H^{-1} Q_t,  Q_t = phi_t (x) e_j
         n_samples = self.index.n_samples
-        solved = self.ihvp.solve(question.directions(self.layer.n_outputs)).value
+        directions = self.layer.centred(question.directions(self.layer.n_outputs))
+        solved = self.layer.centred(self.ihvp.solve(directions).value)
         return Queries(-solved / n_samples, question.under(self.expanded_layer.theta) / n_samples)
 
     def _self_influence(self, shard: Shard, question: Question) -> Array:
         if self.decomposition == "elementwise":
             return np.abs(question.pick(as_numpy(shard.coefficients)))
-        r = self.expanded_layer.residuals(shard.block)
-        moved = as_numpy(self.ihvp.self_products(shard.phi, r, question.outputs))
+        block = shard.block.in_double()
+        r = self.layer.centred(self.expanded_layer.residuals(block))
+        moved = as_numpy(self.ihvp.self_products(block.phi, r, question.outputs))
         own = question.under(self.expanded_layer.theta)
         return np.abs(own - question.gather(moved)) / self.index.n_samples
 
     def _leave_one_out(self, shard: Shard) -> Array:
         # u_i without i, to first order: u_i + (1/N) (H^{-1} g_i)^T phi_i
-        r = self.expanded_layer.residuals(shard.block)
-        u = self.layer.pre_activations(shard.phi)
-        moved = self.ihvp.self_products(shard.phi, r)
-        return astype(u, moved.dtype) + moved / self.index.n_samples
+        block = shard.block.in_double()
+        r = self.layer.centred(self.expanded_layer.residuals(block))
+        moved = self.ihvp.self_products(block.phi, r)
+        return like(self.layer.pre_activations(block.phi), moved) + moved / self.index.n_samples
 
     def _totals(self, question: Question) -> np.ndarray:
         if self.decomposition == "elementwise":

@@ -86,6 +86,11 @@ class Block(NamedTuple):
             values = xp.take(xp.concat([values, zeros], axis=0), place, axis=0)
         return xp.reshape(values, (n, n_positions, *rest))
 
+    def in_double(self) -> Block:
+        """Return the block with features and weights in float64."""
+        weight = None if self.weight is None else astype(self.weight, namespace(self.weight).float64)
+        return self._replace(phi=astype(self.phi, namespace(self.phi).float64), weight=weight)
+
     def mean_over_positions(self, values: Array) -> Array:
         """Return the weighted mean over positions of values of :meth:`rows`: ``(m,)`` to ``(n,)``.
 

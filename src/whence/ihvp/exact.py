@@ -49,12 +49,16 @@ from whence.layers.linear_layer import (
 __all__ = ["Condition", "ExactIHVP", "ExactIHVPFactory"]
 
 
+#: The relative residual from which on a Hessian that was assembled in float32 is assembled in float64.
+ASSEMBLY_RESIDUAL = 1e-6
+
+
 class ExactIHVP(InverseHessianVectorProduct):
     """``(H + lam)^{-1}`` from a Cholesky factor, or the pseudo-inverse if ``damping=0``.
 
-    The Hessian is assembled in the features' precision, or in float64 where float32's rounding would
-    show beside the damping, and factorised in float64. Outputs that do not interact (sigmoid, squared
-    error) get one ``(d, d)`` factor each.
+    The Hessian is assembled in the features' precision, or in float64 where float32's rounding shows in
+    solutions, in a relative residual above 1e-6; it is factorised in float64. Outputs that do not
+    interact (sigmoid, squared error) get one ``(d, d)`` factor each.
 
     Parameters
     ----------
@@ -99,8 +103,16 @@ class ExactIHVP(InverseHessianVectorProduct):
             self._restore(state)
             return
         self._refuse_if_too_large()
+        self._in_double = self._needs_double_assembly()
+        self._assemble(cutoff)
+        if damping and not self._in_double and self._rounding() > ASSEMBLY_RESIDUAL:
+            self._in_double = True
+            self._assemble(cutoff)
+
+    def _assemble(self, cutoff: float | None) -> None:
+        """Compute the matrices and factorise them."""
         self._matrices, self._is_whole, eps = self._damped_matrices()
-        if damping == 0:
+        if self.damping == 0:
             self._factors = [pseudo_inverse(m, cutoff, eps) for m in self._matrices]
             self._refuse_if_indefinite()
         else:
@@ -144,12 +156,7 @@ class ExactIHVP(InverseHessianVectorProduct):
         """Solve for a stack of right-hand sides ``(m, d, C)``; see the base class."""
         self._check_shape(right)
         wide = _in_double(right)
-        if self._is_whole:
-            value = unflatten(self._factors[0].solve(flatten(wide).T).T, self.layer.n_outputs)
-        else:
-            xp = namespace(wide)
-            columns = [self._factor(c).solve(wide[:, :, c].T).T for c in range(wide.shape[2])]
-            value = xp.stack(columns, axis=2)
+        value = self._solved(wide)
         if self._relative_residual is None and right.shape[0] > 0 and self.blocks is not None:
             residual = self._measure_residual(wide, value)
             # What a pseudo-inverse leaves out is up to its cutoff.
@@ -157,6 +164,12 @@ class ExactIHVP(InverseHessianVectorProduct):
                 refuse_if_inexact(residual, self.damping)
             self._relative_residual = residual
         return Solution(value, True, iterations=0, relative_residual=self._relative_residual or 0.0)
+
+    def _solved(self, wide: Array) -> Array:
+        if self._is_whole:
+            return unflatten(self._factors[0].solve(flatten(wide).T).T, self.layer.n_outputs)
+        columns = [self._factor(c).solve(wide[:, :, c].T).T for c in range(wide.shape[2])]
+        return namespace(wide).stack(columns, axis=2)
 
     def self_products(self, phi: Array, r: Array, outputs: Array | None = None) -> Array:
         """Return ``(H^{-1} g_i)^T phi_i`` from block rows of the inverse; see the base class."""
@@ -226,8 +239,7 @@ class ExactIHVP(InverseHessianVectorProduct):
 
     def _damped_matrices(self) -> tuple[list[Array], bool, float]:
         """Return the matrices to factorise in float64, whether it is one whole, and the precision."""
-        wide = self._needs_double_assembly()
-        blocks: Blocks = Converted(self.blocks, _block_in_double) if wide else self.blocks
+        blocks: Blocks = Converted(self.blocks, Block.in_double) if self._in_double else self.blocks
         hessian = self.layer.hessian(blocks)
         xp = namespace(hessian.blocks)
         eps = float(xp.finfo(hessian.blocks.dtype).eps)
@@ -240,14 +252,15 @@ class ExactIHVP(InverseHessianVectorProduct):
         return matrices, hessian.is_whole, eps
 
     def _needs_double_assembly(self) -> bool:
-        """Whether float32's rounding of ``H`` would exceed a hundredth of the damping.
+        """Whether features are float64, or float32's rounding of ``H`` exceeds a hundredth of the damping.
 
         Rounding perturbs eigenvalues by about ``eps |H|``; the largest eigenvalue is taken from a few
-        power iterations on the first block, which is enough for a decision about orders of magnitude.
+        power iterations on the first rows, to spare an assembly in vain. What all rows come to is
+        measured with the factor, by :meth:`_rounding`.
         """
         first = next(iter(self.blocks))
         if itemsize(first.phi) >= 8:
-            return False
+            return True
         n_positions = 1 if first.phi.ndim == 2 else first.phi.shape[1]
         n_samples = min(first.phi.shape[0], max(1, 512 // n_positions))
         sample = Block(
@@ -270,6 +283,17 @@ class ExactIHVP(InverseHessianVectorProduct):
             largest = float(xp.linalg.vector_norm(vector))
         eps = float(xp.finfo(first.phi.dtype).eps)
         return eps * largest > 0.01 * self.damping
+
+    def _rounding(self) -> float:
+        """Return the relative residual of a random right-hand side, without what gradients do not have.
+
+        All directions are in it, also those off the span of the training samples, in which solutions are
+        largest.
+        """
+        theta = self.layer.theta
+        noise = np.random.default_rng(0).standard_normal((1, *theta.shape))
+        right = self.layer.centred(like(noise, next(iter(self.blocks)).phi))
+        return self._measure_residual(right, self._solved(right))
 
     def _factorise(self, matrix: Array) -> cholesky:
         try:
@@ -300,7 +324,7 @@ class ExactIHVP(InverseHessianVectorProduct):
 
         def product(matrices: Array) -> Array:
             return self.layer.hessian_product(
-                Converted(self.blocks, _block_in_double), matrices, self.damping
+                Converted(self.blocks, Block.in_double), matrices, self.damping
             )
 
         expected, error = right[:1, ...], product(value[:1, ...]) - right[:1, ...]
@@ -400,11 +424,6 @@ def memory_bytes() -> float:
 
 def _in_double(array: Array) -> Array:
     return astype(array, namespace(array).float64)
-
-
-def _block_in_double(block: Block) -> Block:
-    weight = None if block.weight is None else _in_double(block.weight)
-    return Block(_in_double(block.phi), block.target, weight)
 
 
 def _damped_in_double(matrix: Array, diagonal: Array) -> Array:

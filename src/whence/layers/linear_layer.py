@@ -27,8 +27,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from array_api_compat import device as device_of
 
+from whence._errors import WhenceError
 from whence.arrays.base import (
     WORKSPACE_BYTES,
     Array,
@@ -120,6 +122,9 @@ class LinearLayer:
         Whether ``H`` is the Gauss-Newton matrix: every ``K_i`` without its negative eigenvalues, so that
         ``H`` is positive semi-definite. For a loss that is convex in the pre-activations it is the
         Hessian itself.
+    shift_invariant : bool, default=False
+        Whether adding one number to all outputs is known to change nothing, where the loss does not say
+        so itself; see :meth:`knowing_shifts`.
 
     Examples
     --------
@@ -147,6 +152,7 @@ class LinearLayer:
     l2: float = 0.0
     bias_l2: float = 0.0
     gauss_newton: bool = False
+    shift_invariant: bool = False
 
     @property
     def n_features(self) -> int:
@@ -171,6 +177,52 @@ class LinearLayer:
     def at(self, theta: Array) -> LinearLayer:
         """Return the same layer with other weights."""
         return replace(self, theta=theta)
+
+    def knowing_shifts(self, block: Block) -> LinearLayer:
+        """Return the layer, having tried on some samples whether its loss is invariant to shifts.
+
+        That is so if residuals and the rows of curvatures sum to zero over the outputs, whatever the
+        pre-activations.
+
+        Parameters
+        ----------
+        block : Block
+            A few training samples.
+        """
+        if self.loss.is_shift_invariant or self.n_outputs == 1 or self.outputs_are_independent:
+            return self
+        rows = block.in_double().rows()
+        u = self.pre_activations(rows.phi)
+        noise = like(np.random.default_rng(0).standard_normal(tuple(u.shape)), u)
+        for at in (u, u + astype(noise, u.dtype)):
+            r = self.loss.residual(at, rows.target)
+            if not _sums_to_zero(r):
+                return self
+            try:
+                curvature = self.loss.curvature(at, rows.target).matrices()
+            except WhenceError:  # it has no second derivatives, and what needs them will say so
+                return self
+            if not _sums_to_zero(curvature, or_is_zero=True):
+                return self
+        return replace(self, shift_invariant=True)
+
+    def centred(self, array: Array) -> Array:
+        """Return ``array (..., C)`` less its mean over outputs, where shifting all outputs changes nothing.
+
+        Residuals sum to zero over outputs then, and ``H`` takes matrices with that property to such ones:
+        what gradients are multiplied with needs no part that all outputs share. With features that are
+        not scaled to about 1, or little damping, that part of ``H^{-1} V`` is so large that beside it
+        float32 has no digits for the rest.
+
+        Examples
+        --------
+        >>> from whence.layers.losses import SoftmaxCrossEntropy
+        >>> LinearLayer(np.ones((1, 2)), SoftmaxCrossEntropy()).centred(np.asarray([[1e9, 1e9 + 2]]))
+        array([[-1.,  1.]])
+        """
+        if not (self.loss.is_shift_invariant or self.shift_invariant):
+            return array
+        return array - namespace(array).mean(array, axis=-1, keepdims=True)
 
     def pre_activations(self, phi: Array) -> Array:
         """Return ``u = phi @ theta``, shape ``(n, C)`` or ``(n, L, C)``, in the features' precision."""
@@ -429,6 +481,14 @@ def _rows_of(block: Block, rows: slice) -> Block:
         return block
     weight = None if block.weight is None else block.weight[rows]
     return Block(block.phi[rows, :], block.target[rows, ...], weight)
+
+
+def _sums_to_zero(derivatives: Array, or_is_zero: bool = False) -> bool:
+    """Whether all sums over the last axis are rounding, and not for lack of anything to sum."""
+    xp = namespace(derivatives)
+    size = float(xp.sum(xp.abs(derivatives)))
+    sums = float(xp.sum(xp.abs(xp.sum(derivatives, axis=-1))))
+    return sums <= 64 * float(xp.finfo(derivatives.dtype).eps) * size and (size > 0 or or_is_zero)
 
 
 def _wide(vectors: Array, axis: int) -> Array:

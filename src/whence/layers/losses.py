@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 
+#: How far from 1 rows of probabilities may sum for that to be rounding.
+ROUNDED_SUM = 1e-6
+
+
 def log_softmax(u: Array) -> Array:
     """Return ``log(softmax(u))`` over the last axis, without overflow.
 
@@ -113,6 +117,9 @@ class Loss(ABC):
     curvature_is_constant: bool = False
     #: Whether ``K_i`` is any matrix, written out, so that blocks of samples are kept small.
     curvature_is_dense: bool = False
+    #: Whether adding one number to all outputs changes nothing, as for softmax: residuals, and the rows of
+    #: ``K_i``, sum to zero over the outputs.
+    is_shift_invariant: bool = False
     #: Whether output ``j`` stands for class ``j``, so that there is a predicted and a given label.
     is_classification: bool = True
     #: Whether ``margin`` compares outputs, so that it can be taken of any scores for them, also of votes.
@@ -193,7 +200,8 @@ class SoftmaxCrossEntropy(Loss):
 
     Notes
     -----
-    With ``p = softmax(u)`` and ``t = sum_c y_c``, which is 1 unless classes are weighted::
+    With ``p = softmax(u)`` and ``t = sum_c y_c``, which is 1 unless classes are weighted or a row of
+    probabilities sums to something else::
 
         d ell / d u_a       = sum_c y_c (p_a - [a = c])     = t p_a - y_a
         d2 ell / d u_a d u_b = t d p_a / d u_b              = t (p_a [a = b] - p_a p_b)
@@ -212,6 +220,7 @@ class SoftmaxCrossEntropy(Loss):
     label_smoothing: float = 0.0
     class_weight: tuple[float, ...] | None = None
     name = "softmax cross-entropy"
+    is_shift_invariant = True
 
     def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
         labels = np.asarray(labels)
@@ -251,16 +260,25 @@ class SoftmaxCrossEntropy(Loss):
         rows = self._rows(u, target)
         p, rest = _softmax_and_rest(u)
         total: Any = 1
-        if self.class_weight is not None:
+        if self._rows_are_scaled(target):
             total = namespace(u).sum(rows, axis=1, keepdims=True)
         return (total - rows) * p - rows * rest  # t p - y, without the difference of two near ones
 
     def curvature(self, u: Array, target: Array) -> Curvature:
         p = softmax(u)
         one = Curvature(diagonal=p, root=p, rows_sum_to_zero=True)
-        if self.class_weight is None:
+        if not self._rows_are_scaled(target):
             return one
         return one.scaled(namespace(u).sum(self._rows(u, target), axis=1))
+
+    def _rows_are_scaled(self, target: Array) -> bool:
+        """Whether the rows of targets may sum to anything but 1."""
+        if self.class_weight is not None:
+            return True
+        if target.ndim == 1:
+            return False
+        xp = namespace(target)
+        return bool(xp.any(xp.abs(xp.sum(target, axis=1) - 1) > ROUNDED_SUM))
 
     def margin(self, u: Array, target: Array) -> Array:
         xp = namespace(u)
