@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from plain import Dense, batches, dense_arrays_are_models  # noqa: F401
+from plain import Dense, batches
 
 import whence
 from whence.layers.losses import Curvature, Loss, SoftmaxCrossEntropy

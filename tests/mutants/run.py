@@ -27,6 +27,7 @@ class Mutant(NamedTuple):
 ARRAYS = "tests/attribution/test_on_arrays.py::"
 LAYER = "tests/layers/test_linear_layer.py::"
 LOSSES = "tests/layers/test_losses.py::"
+PRECISION = "tests/attribution/test_precision.py::"
 SEARCH = "tests/search/test_scores.py::"
 EXACT = "tests/ihvp/test_exact.py::"
 SOLVERS = "tests/ihvp/test_solvers.py::"
@@ -74,15 +75,15 @@ MUTANTS = [
     Mutant(
         "a batch size stands for N in the values",
         LJE,
-        "        n_samples = self.index.n_samples\n        solved",
-        "        n_samples = 8\n        solved",
+        "        n_samples = self.index.n_samples\n        directions",
+        "        n_samples = 8\n        directions",
         VALUES,
     ),
     Mutant(
         "N is 1 in the values",
         LJE,
-        "        n_samples = self.index.n_samples\n        solved",
-        "        n_samples = 1\n        solved",
+        "        n_samples = self.index.n_samples\n        directions",
+        "        n_samples = 1\n        directions",
         VALUES,
     ),
     Mutant(
@@ -152,9 +153,23 @@ MUTANTS = [
     Mutant(
         "leaving out moves the wrong way",
         LJE,
-        "return astype(u, moved.dtype) + moved / self.index.n_samples",
-        "return astype(u, moved.dtype) - moved / self.index.n_samples",
+        "return like(self.layer.pre_activations(block.phi), moved) + moved / self.index.n_samples",
+        "return like(self.layer.pre_activations(block.phi), moved) - moved / self.index.n_samples",
         (f"{ARRAYS}test_doubtful_labels",),
+    ),
+    Mutant(
+        "what all outputs share stays in",
+        "layers/linear_layer.py",
+        "        if not (self.loss.is_shift_invariant or self.shift_invariant):\n            return array",
+        "        return array",
+        (f"{PRECISION}test_what_all_outputs_share_costs_no_digits[exact",),
+    ),
+    Mutant(
+        "what all outputs share goes whatever the loss",
+        "layers/linear_layer.py",
+        "if not (self.loss.is_shift_invariant or self.shift_invariant):",
+        "if not (self.loss.is_shift_invariant or self.curvature_is_dense):",
+        (f"{PRECISION}test_a_loss_that_sees_a_shift",),
     ),
     Mutant(
         "epsilon guards nothing",
