@@ -51,6 +51,7 @@ ON_DEMAND = {
     "whence.cli.app": {"typer"},
     "whence.cli.options": {"typer"},
     "whence.cli.show": {"rich"},
+    "whence.cli.terminal": {"rich"},
     "whence.data._torch_results": {"torch"},
     "whence.label_errors": {"sklearn"},
 }

@@ -201,9 +201,11 @@ def test_predictions_and_labels_by_hand(xp):
     u, one = numbers([3, 1, 0], [-1, -2, 0]), numbers([3], [-2])
     for loss, points, predicted in [
         (softmax, u, [0, 2]),
-        (sigmoid, u, [0, 2]),
+        (sigmoid, u, [[1, 1, 0], [0, 0, 0]]),
+        (BinaryCrossEntropy(one_against_rest=True), u, [0, 2]),
         (sigmoid, one, [1, 0]),
         (squared, one, [3, -2]),
+        (squared, u, [[3, 1, 0], [-1, -2, 0]]),
     ]:
         np.testing.assert_array_equal(as_numpy(loss.predictions(points)), predicted)
     classes = xp.asarray(np.asarray([2, 0]))
@@ -212,9 +214,22 @@ def test_predictions_and_labels_by_hand(xp):
         (softmax, u, [0, 2]),
         (sigmoid, numbers([1], [0]), [1, 0]),
         (sigmoid, numbers([0.3], [1]), [0.3, 1]),
+        (sigmoid, numbers([0, 1, 1], [0, 0, 0]), [[0, 1, 1], [0, 0, 0]]),
+        (sigmoid, numbers([0, 0.3], [1, 0]), [[0, 0.3], [1, 0]]),
+        (BinaryCrossEntropy(one_against_rest=True), numbers([0, 1, 0], [0, 0, 1]), [1, 2]),
         (squared, one, [3, -2]),
+        (squared, u, [[3, 1, 0], [-1, -2, 0]]),
     ]:
         np.testing.assert_array_equal(as_numpy(loss.labels(target)), labels)
+
+
+def test_tags_name_an_output_only_where_a_sample_has_one():
+    loss = BinaryCrossEntropy()
+    one_each = np.asarray([[0.0, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(loss.given_output(one_each), [1, 0])
+    for tags, n_tags in (([0.0, 0, 0], 0), ([1.0, 0, 1], 2)):
+        with pytest.raises(WhenceError, match=rf"^label: .* a sample with {n_tags} tags"):
+            loss.given_output(np.vstack([one_each, tags]))
 
 
 def test_one_output_has_no_other_to_be_compared_with():

@@ -15,7 +15,8 @@ from whence import Explanation, Suspects, WhenceError, __version__
 from whence.report.export import Export
 from whence.report.html import prediction_cards, summary_of
 from whence.report.labels import label_text
-from whence.report.page import Column, Fact, Page, Section, Table, number
+from whence.report.numbers import number, percentage
+from whence.report.page import Column, Fact, Page, Section, Table
 from whence.report.suspects import suspects_table
 
 pytest.importorskip("jinja2")
@@ -211,6 +212,56 @@ def test_labels_without_a_name():
     assert label_text(np.float32(0.5), None) == "0.500"
     with pytest.raises(WhenceError, match="class_names"):
         label_text(2, ["cat", "dog"])
+
+
+def test_shares_tell_some_from_none_and_from_all():
+    assert [percentage(share) for share in (0.0375, -1.2, 4e-7)] == ["+3.8%", "−120%", "+4.0 × 10⁻⁵%"]
+    wholes = {0: "0%", 0.5: "50%", 0.0004: "0.04%", 0.9996: "99.96%", 1: "100%"}
+    for share, text in wholes.items():
+        assert percentage(share, sign=False) == text
+    assert number(3e20) == "3.0 × 10²⁰"
+    assert number(float("nan")) == "nan"
+    assert number(-0.0) == "0.000"
+
+
+def test_a_regression_raises_and_lowers(explanation, tmp_path):
+    numbers = {
+        name: getattr(explanation, name).astype(float)
+        for name in ("predictions", "labels", "training_labels", "opponent_labels")
+    }
+    about = explanation.about | {"n_outputs": 1}
+    values = dataclasses.replace(explanation, outputs=np.zeros(2, int), about=about, **numbers)
+    page = Checked(values.save_html(tmp_path / "page.html").read_text(encoding="utf-8"))
+    for expected in ("Raises it", "Lowers it", "Predicted 1.000", "target 0.000", "Plus raises the output"):
+        assert expected in page.text, expected
+    assert "Speaks" not in page.text
+    assert "labelled" not in page.text
+    of_loss = dataclasses.replace(
+        values, about=about | {"effect_on": "loss", "decomposes_prediction": False}
+    )
+    page = Checked(of_loss.save_html(tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "Lowers its loss" in page.text
+    assert "plus lowers the loss" in page.text
+
+
+def test_another_output_than_the_predicted_class_is_named(explanation):
+    asked = dataclasses.replace(explanation, outputs=np.asarray([0, 0]))
+    one, other = prediction_cards(asked, class_names=["cat", "dog"])
+    assert [side.title for side in one.sides] == ["Speaks for cat", "Speaks against cat"]
+    assert ("Explained", "cat") in one.facts
+    assert [side.title for side in other.sides] == ["Speaks for it", "Speaks against it"]
+
+
+def test_positions_are_named(explanation, tmp_path):
+    one = dataclasses.replace(explanation, positions=np.asarray([7, 0]))
+    assert "Sample 0, position 7" in Checked(one.save_html(tmp_path / "p.html").read_text("utf-8")).text
+    assert one[1].positions.tolist() == [0]
+
+
+def test_no_prediction_is_a_page_too(explanation, suspects, tmp_path):
+    page = Checked(explanation[:0].save_html(tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "Predictions explained 0" in page.text
+    assert len(Checked(suspects[:0].save_html(tmp_path / "s.html").read_text("utf-8")).elements) > 5
 
 
 def test_bad_input(explanation, tmp_path):

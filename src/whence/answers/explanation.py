@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence.answers.frames import by_method, cells, counted, rows_named, to_frame, write_parquet
+from whence.answers.frames import (
+    by_method,
+    cells,
+    counted,
+    label_kind,
+    rows_named,
+    to_frame,
+    write_parquet,
+)
 from whence.answers.suspects import Suspects
 
 if TYPE_CHECKING:  # what shows answers knows them, not the other way round
-    from whence.report.tables import Neighbours
+    from whence.report.neighbours import Neighbours
 
 __all__ = ["Explanation"]
 
@@ -33,6 +41,10 @@ class Explanation:
     output, a sign, a prediction and a label for each of ``L`` positions: these arrays get another axis,
     ``(T, L)`` or ``(T, k, L)``, with -1 (NaN among real values) where a position does not count.
 
+    Where each of ``C`` outputs says yes or no by itself (multi-label), predictions and labels are rows of
+    0 and 1; where a regression has ``C > 1`` outputs, they are rows of values: they get a last axis of
+    length ``C``.
+
     Attributes
     ----------
     ids, values : array of shape (T, k)
@@ -46,18 +58,20 @@ class Explanation:
     signs : array of shape (T,)
         ``-1`` where the values were turned so that positive speaks for the predicted class 0 of a
         single output, else ``1``.
-    predictions : array of shape (T,)
-        Predicted class, or predicted value for regression.
-    labels : array of shape (T,) or None
+    predictions : array of shape (T,) or (T, C)
+        Predicted class, tags of 0 and 1, or predicted values.
+    labels : array of shape (T,) or (T, C), or None
         Given labels of the explained samples, if there were any.
     pre_activations : array of shape (T,)
         The model's own pre-activation of the output, turned like the values.
     totals : array of shape (T,)
         The sum of the values over all training samples.
-    training_labels, opponent_labels : array of shape (T, k)
+    training_labels, opponent_labels : array of shape (T, k) or (T, k, C)
         Given labels of the training samples named.
     about : dict
         What was computed and how: method, layer, loss, N, damping, ...
+    positions : array of shape (T,) or None
+        Which position of each sample is explained; ``None`` where that is the sample as a whole.
 
     Examples
     --------
@@ -93,6 +107,7 @@ class Explanation:
     training_labels: np.ndarray
     opponent_labels: np.ndarray
     about: dict[str, Any] = field(default_factory=dict)
+    positions: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return how many predictions are explained."""
@@ -101,8 +116,8 @@ class Explanation:
     def __getitem__(self, key: Any) -> Explanation:
         """Return the explanation of a sample by its id, of several by a list, or of a slice of places."""
         rows = rows_named(key, self.sample_ids, "explanation", "an explained sample")
-        shared = {"about"} | ({"labels"} if self.labels is None else set())
-        return replace(self, **{n: v[rows] for n, v in vars(self).items() if n not in shared})
+        arrays = {n: v for n, v in vars(self).items() if n != "about" and v is not None}
+        return replace(self, **{name: array[rows] for name, array in arrays.items()})
 
     def __iter__(self) -> Iterator[Explanation]:
         """Iterate over explanations of one sample each."""
@@ -132,6 +147,11 @@ class Explanation:
         return bool(self.about.get("decomposes_prediction", False))
 
     @property
+    def label_kind(self) -> str:
+        """What predictions and labels are: ``"class"``, ``"tags"`` (rows of 0 and 1) or ``"value"``."""
+        return label_kind(self.about, self.predictions)
+
+    @property
     def shares(self) -> np.ndarray:
         """The supporters' values over the size of the sum of all values, ``value / |total|``, ``(T, k)``.
 
@@ -152,9 +172,10 @@ class Explanation:
     def to_frame(self, library: str = "pandas") -> Any:
         """Return one row for each explained sample and training sample, as a data frame.
 
-        Columns: ``sample``, ``prediction``, ``label`` (if given), ``output``, ``side`` (``supporter`` or
-        ``opponent``), ``rank`` (from 1), ``training_id``, ``training_label``, ``value``, ``share`` (see
-        :attr:`shares`).
+        Columns: ``sample``, ``position`` (if single positions are explained), ``prediction``, ``label``
+        (if given), ``output``, ``side`` (``supporter`` or ``opponent``), ``rank`` (from 1),
+        ``training_id``, ``training_label``, ``value``, ``share`` (see :attr:`shares`). Tags, values of
+        several outputs and labels along a sequence are lists.
 
         Parameters
         ----------
@@ -200,7 +221,10 @@ class Explanation:
             joined = np.concatenate([supporters, opponents], axis=1)
             return cells(joined.reshape(2 * n_samples * k, *joined.shape[2:]))
 
-        columns = {"sample": each(self.sample_ids), "prediction": each(self.predictions)}
+        columns = {"sample": each(self.sample_ids)}
+        if self.positions is not None:
+            columns["position"] = each(self.positions)
+        columns["prediction"] = each(self.predictions)
         if self.labels is not None:
             columns["label"] = each(self.labels)
         sides = np.repeat(np.asarray(["supporter", "opponent"], dtype=object), k)
@@ -249,7 +273,7 @@ class Explanation:
         WhenceError
             If the tables have other columns than each other, or no row of an id.
         """
-        from whence.report.tables import neighbours_of
+        from whence.report.neighbours import neighbours_of
 
         return neighbours_of(
             self, samples, training_samples, column_names=column_names, tolerance=tolerance

@@ -13,7 +13,7 @@ from whence._errors import WhenceError
 from whence._paths import check_file
 from whence.arrays.base import import_extra
 
-__all__ = ["by_method", "cells", "counted", "rows_named", "to_frame", "write_parquet"]
+__all__ = ["by_method", "cells", "counted", "label_kind", "rows_named", "to_frame", "write_parquet"]
 
 #: How many ids a message names.
 NAMES_LISTED = 10
@@ -55,6 +55,11 @@ def cells(values: np.ndarray) -> Any:
     """
     # Arrays of objects, such as ids from a frame's index, as lists: each library finds their type.
     return values.tolist() if values.ndim > 1 or values.dtype == object else values
+
+
+def label_kind(about: Mapping[str, Any], predictions: np.ndarray) -> str:
+    """Return what labels and predictions are: ``"class"``, ``"tags"`` or ``"value"``."""
+    return str(about.get("label_kind", "value" if predictions.dtype.kind == "f" else "class"))
 
 
 def rows_named(key: Any, names: np.ndarray, answer: str, noun: str) -> Any:

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from whence.answers.frames import by_method, cells, counted, rows_named, to_frame, write_parquet
+from whence.answers.frames import (
+    by_method,
+    cells,
+    counted,
+    label_kind,
+    rows_named,
+    to_frame,
+    write_parquet,
+)
 
 __all__ = ["Suspects"]
 
@@ -26,9 +34,10 @@ class Suspects:
         How doubtful each label is; larger is more.
     score : str
         What they were ranked by.
-    labels, predictions : array of shape (k,) or (k, L)
-        The given label, and what the model predicts; along a sequence those of each position, with -1
-        (NaN among real values) where a position does not count.
+    labels, predictions : array of shape (k,), (k, C) or (k, L)
+        The given label, and what the model predicts: a class or value, or a row of ``C`` tags or values;
+        along a sequence those of each position, with -1 (NaN among real values) where a position does not
+        count.
     about : dict
         What was computed and how.
     """
@@ -63,6 +72,11 @@ class Suspects:
         from whence.report.notebook import suspects_html
 
         return suspects_html(self)
+
+    @property
+    def label_kind(self) -> str:
+        """What predictions and labels are: ``"class"``, ``"tags"`` (rows of 0 and 1) or ``"value"``."""
+        return label_kind(self.about, self.predictions)
 
     def to_frame(self, library: str = "pandas") -> Any:
         """Return one row a suspect, as a data frame: ``id``, ``score``, ``label``, ``prediction``.

@@ -224,8 +224,9 @@ class Answers(Scorer):
         """Return what is asked about a batch, and what an explanation says of it."""
         seen = self._observe(batch)
         weight = labelled = counted = None
+        at = None
         if positions is not None:
-            seen = _at_positions(seen, positions, start, batch.where)
+            seen, at = _at_positions(seen, positions, start, batch.where)
             labelled = as_numpy(seen.weight) > 0
         elif self._has_positions:
             weight = self._shares(seen, batch.where)
@@ -256,6 +257,8 @@ class Answers(Scorer):
             "pre_activations": question.pick(u),
             "totals": self._totals(question),
         }
+        if at is not None:
+            result["positions"] = at
         if seen.target is not None:
             result["labels"] = hide(self._labels(seen.target, seen.phi), labelled)
         return question, result
@@ -335,8 +338,10 @@ def _members(groups: Any, n_samples: int) -> np.ndarray:
     return (given[:, None] == np.arange(int(given.max(initial=-1)) + 1)).astype(np.float64)
 
 
-def _at_positions(seen: Observation, positions: Any, start: int, where: str) -> Observation:
-    """Return what the layer sees at one position of each sample, as if it were the whole of it.
+def _at_positions(
+    seen: Observation, positions: Any, start: int, where: str
+) -> tuple[Observation, np.ndarray]:
+    """Return what the layer sees at one position of each sample, as if it were the whole, and where it is.
 
     The weight says whether the label there counts.
     """
@@ -350,4 +355,4 @@ def _at_positions(seen: Observation, positions: Any, start: int, where: str) -> 
     rows = np.arange(len(seen.visible))
     at = rows, positions_of(positions, start, seen.visible, where)
     target = None if seen.target is None else seen.target[at]
-    return Observation(as_numpy(seen.phi)[at], target, seen.weight[at])
+    return Observation(as_numpy(seen.phi)[at], target, seen.weight[at]), at[1]

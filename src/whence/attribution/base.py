@@ -126,11 +126,13 @@ class Scorer(ABC):
     def _measured(self) -> dict[str, Any]:
         """Return what results say beyond that: the model's name, and what came out on the way.
 
-        ``decomposes_prediction`` is whether the values of all training samples sum to a prediction.
+        ``decomposes_prediction`` is whether the values of all training samples sum to a prediction;
+        ``label_kind`` is what labels and predictions are: ``"class"``, ``"tags"`` or ``"value"``.
         """
         return {
             "model": self.influence_model.model_name,
             "decomposes_prediction": self._decomposes_prediction(),
+            "label_kind": self.layer.loss.label_kind(self.layer.n_outputs),
         }
 
     def _decomposes_prediction(self) -> bool:
@@ -238,22 +240,22 @@ class Scorer(ABC):
         return np.argmax(u, axis=-1)
 
     def _predictions(self, u: np.ndarray) -> np.ndarray:
-        """Return the predicted class, or the predicted value of a regression."""
+        """Return what is predicted of samples (or positions): classes, tags or values."""
         return _by_rows(self.layer.loss.predictions, u, u.ndim - 1)
 
     def _labels(self, target: np.ndarray, like: Array) -> np.ndarray:
-        """Return targets as one label a sample (or position): a class, or a value."""
+        """Return targets as labels of samples (or positions), in the same form."""
         return _by_rows(self.layer.loss.labels, target, like.ndim - 1)
 
     def _stored_labels(self, rows: np.ndarray) -> np.ndarray:
-        """Return the labels of some stored samples, of the shape of ``rows``, or with one axis more."""
+        """Return the labels of some stored samples, of the shape of ``rows``, or with more axes."""
         like = self.index.shards[0].features
         target, weight = (self.index.gather(name, rows.ravel()) for name in ("target", "weight"))
         labels = hide(self._labels(as_numpy(target), like), _counted(like, weight))
         return labels.reshape(*rows.shape, *labels.shape[1:])
 
     def _stored_predictions(self, rows: np.ndarray) -> np.ndarray:
-        """Return the predictions of some stored samples, shape ``(n,)`` or ``(n, L)``."""
+        """Return the predictions of some stored samples, shape ``(n, ...)``."""
         shard = self.index.take(rows)
         u = as_numpy(self.layer.pre_activations(shard.phi))
         return hide(self._predictions(u), _counted(shard.phi, shard.weight))
@@ -331,7 +333,8 @@ def _by_rows(function: Callable[[Array], Array], array: np.ndarray, n_axes: int)
     if n_axes == 1:
         return as_numpy(function(array))
     rows = array.reshape(-1, *array.shape[n_axes:])
-    return as_numpy(function(rows)).reshape(array.shape[:n_axes])
+    result = as_numpy(function(rows))
+    return result.reshape(*array.shape[:n_axes], *result.shape[1:])
 
 
 def _counted(phi: Array, weight: Array | None) -> np.ndarray | None:

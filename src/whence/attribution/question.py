@@ -100,14 +100,17 @@ def shares(weight: np.ndarray | None) -> np.ndarray | None:
 
 
 def hide(values: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
-    """Return labels or outputs ``(n, L)`` with -1 (NaN among real values) where a position does not count.
+    """Return labels or outputs ``(n, L, ...)`` with -1, or NaN, where a position does not count.
 
     Examples
     --------
     >>> hide(np.asarray([[4, 5]]), np.asarray([[True, False]]))
     array([[ 4, -1]])
     """
-    return values if counted is None else np.where(counted, values, _nothing(values))
+    if counted is None:
+        return values
+    counted = counted.reshape(*counted.shape, *[1] * (values.ndim - counted.ndim))
+    return np.where(counted, values, _nothing(values))
 
 
 def join(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -123,7 +126,11 @@ def join(parts: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate(parts)
     longest = max(part.shape[1] for part in parts)
     filled = [
-        np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=_nothing(part))
+        np.pad(
+            part,
+            ((0, 0), (0, longest - part.shape[1]), *[(0, 0)] * (part.ndim - 2)),
+            constant_values=_nothing(part),
+        )
         for part in parts
     ]
     return np.concatenate(filled)

@@ -9,7 +9,7 @@ from typing import Any
 
 from whence._errors import MissingExtraError, WhenceError
 from whence.arrays.base import import_extra
-from whence.cli.notes import note, one_line
+from whence.cli.notes import note, one_line, say
 
 __all__ = ["main"]
 
@@ -91,7 +91,7 @@ def _in_options(error: WhenceError) -> str:
 
 
 def _fail(message: str, code: int, prefix: str = "whence: ") -> int:
-    print(f"{prefix}{message}", file=sys.stderr)
+    say(f"{prefix}{message}")
     return code
 
 

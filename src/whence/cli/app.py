@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from whence._errors import WhenceError
-from whence.cli.notes import note
+from whence.cli.notes import note, say
 from whence.cli.options import (
     DATA,
     METHOD,
@@ -95,7 +95,8 @@ def _stoppable(command: Callable[..., None], settings: dict[str, bool]) -> Calla
                 else ""
             )
             start = "\n" if sys.stderr.isatty() else ""  # the terminal's ^C stands behind a bar
-            print(f"{start}Stopped.{kept}", file=sys.stderr)
+            print(start, end="", file=sys.stderr)
+            say(f"Stopped.{kept}")
             raise typer.Exit(130) from None
 
     return run
@@ -104,10 +105,9 @@ def _stoppable(command: Callable[..., None], settings: dict[str, bool]) -> Calla
 def _asked(quiet: bool, trusted: bool = False) -> Any:
     from whence.cli.indexing import Asked
 
-    def say(step: str) -> None:
-        print(f"{step} …", file=sys.stderr)
-
-    return Asked((lambda step: None) if quiet else say, False if quiet else None, trusted)
+    return Asked(
+        (lambda step: None) if quiet else lambda step: say(f"{step} …"), False if quiet else None, trusted
+    )
 
 
 def _names(classes: str | None) -> list[str] | None:

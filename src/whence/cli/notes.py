@@ -5,20 +5,18 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["note", "one_line"]
+from whence.report.names import plain_line
+
+__all__ = ["note", "one_line", "say"]
+
+one_line = plain_line
 
 
 def note(message: Any) -> None:
     """Say something that is worth knowing, also when no progress is shown."""
-    print(f"whence: note: {one_line(message)}", file=sys.stderr)
+    say(f"whence: note: {message}")
 
 
-def one_line(text: Any) -> str:
-    r"""Return a text on one line.
-
-    Examples
-    --------
-    >>> one_line("no such\n  layer")
-    'no such layer'
-    """
-    return " ".join(str(text).split())
+def say(message: Any) -> None:
+    """Write a line; what cannot be seen in it is written as an escape."""
+    print(plain_line(message), file=sys.stderr)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import sys
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from whence.answers.explanation import Explanation
 from whence.answers.suspects import Suspects
 from whence.cli.asking import Answer
 from whence.cli.indexing import Indexed
+from whence.cli.terminal import Terminal
 from whence.report.html import how_to_read
-from whence.report.labels import label_text
-from whence.report.page import number
+from whence.report.labels import Wording
+from whence.report.numbers import number, percentage
 
-__all__ = ["print_explanation", "print_index", "print_json", "print_suspects", "result_console"]
+__all__ = ["print_explanation", "print_index", "print_json", "print_suspects"]
 
 #: Samples that are printed; all are in the report and in JSON.
 N_PRINTED = 10
@@ -28,17 +27,17 @@ N_PRINTED = 10
 BAR_WIDTH = 12
 
 
-def result_console() -> Console:
-    """Return the console of results; tests replace stdout, so it is not made before."""
-    return Console(highlight=False)
-
-
 def print_json(content: dict[str, Any]) -> None:
     """Write one JSON document to stdout; what is no number becomes null."""
     from whence import __version__
 
-    whole = {"schema": 1, "whence": __version__, **content}
-    print(json.dumps(_plain(whole), allow_nan=False, ensure_ascii=False))
+    whole = _plain({"schema": 1, "whence": __version__, **content})
+    text = json.dumps(whole, allow_nan=False, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:  # the same document, its letters as escapes
+        text = json.dumps(whole, allow_nan=False)
+    print(text)
 
 
 def _plain(value: Any) -> Any:
@@ -74,20 +73,18 @@ def index_content(folder: Any, indexed: Indexed, seconds: float) -> dict[str, An
 
 def print_index(content: dict[str, Any], runs_code: bool) -> None:
     """Print what was indexed, and what to do next."""
-    console, about, folder = result_console(), content["about"], content["index"]
-    console.print(
-        Text.assemble(
-            (f"{content['n_samples']:,} samples", "bold"),
-            f" indexed in {folder} after {content['seconds']:.1f} s: layer {about['layer']}, "
-            f"{about['n_features']:,} features × {about['n_outputs']:,} outputs, loss {about['loss']}.",
-        )
+    terminal, about, folder = Terminal(), content["about"], content["index"]
+    terminal.line(
+        (f"{content['n_samples']:,} samples", "bold"),
+        f" indexed in {folder} after {content['seconds']:.1f} s: layer {about['layer']}, "
+        f"{about['n_features']:,} features × {about['n_outputs']:,} outputs, loss {about['loss']}.",
     )
     if content["classes"] is not None:
-        console.print(f"Classes, in the order of the outputs: {', '.join(content['classes'])}.")
+        terminal.line(f"Classes, in the order of the outputs: {', '.join(content['classes'])}.")
     if content["agreement"] is not None:
-        console.print(f"The model predicts {content['agreement']:.1%} of the labels.")
+        terminal.line(f"The model predicts {percentage(content['agreement'], sign=False)} of the labels.")
     trust = " --trust-model" if runs_code else ""
-    console.print(Text(f"Next: whence explain {folder} SAMPLES{trust}, or whence suspects {folder}", "dim"))
+    terminal.line((f"Next: whence explain {folder} SAMPLES{trust}, or whence suspects {folder}", "dim"))
 
 
 # ---------------------------------------------------------------------------------------- explain
@@ -130,51 +127,54 @@ def _contributions(ids: Any, labels: Any, values: Any) -> list[dict[str, Any]]:
 
 def print_explanation(answer: Answer) -> None:
     """Print the supporters and opponents of the first predictions."""
-    console, found = result_console(), answer.found
+    terminal, found = Terminal(), answer.found
+    wording = Wording.of(found, answer.class_names)
     for t in range(min(len(found), N_PRINTED)):
-        console.print(_prediction_line(found, t, answer.class_names))
-        console.print(_prediction_table(found, t, answer.class_names))
-        console.print()
+        terminal.line(*_prediction_line(found, t, wording))
+        terminal.table(_prediction_table(terminal, found, t, wording))
+        terminal.line()
     left = len(found) - N_PRINTED
     if left > 0:
         rest = "is in the report" if answer.report else "goes into --report FILE and --json"
-        console.print(Text(f"… and {left:,} more: everything {rest}.", "dim"))
-    console.print(
-        Text(how_to_read(found).split(". ")[0] + ". Plus speaks for it, minus against it.", "dim")
-    )
-    _print_report(console, answer)
+        terminal.line((f"… and {left:,} more: everything {rest}.", "dim"))
+    terminal.line((how_to_read(found, briefly=True), "dim"))
+    _print_report(terminal, answer)
 
 
-def _prediction_line(found: Explanation, t: int, class_names: Sequence[str] | None) -> Text:
-    predicted = label_text(found.predictions[t], class_names)
-    title = Text.assemble((f"{found.sample_ids[t]}", "bold"), ": predicted ", (predicted, "bold"))
+def _prediction_line(found: Explanation, t: int, wording: Wording) -> list[tuple[str, str | None]]:
+    predicted = wording.text(found.predictions[t])
+    parts: list[tuple[str, str | None]] = [
+        (f"{found.sample_ids[t]}", "bold"),
+        (": predicted ", None),
+        (predicted, "bold"),
+    ]
     if found.labels is not None:
-        given = label_text(found.labels[t], class_names)
-        title.append(f", labelled {given}", None if given == predicted else "yellow")
-    title.append(
-        f"; sum of all values {number(found.totals[t], digits=2)}, "
-        f"model's own {number(found.pre_activations[t], digits=2)}",
-        "dim",
-    )
-    return title
+        is_other = wording.text(found.labels[t]) != predicted
+        parts.append((f", {wording.given(found.labels[t])}", "yellow" if is_other else None))
+    output = wording.explained(found, t)
+    if output:
+        parts.append((f"; explained: {output}", None))
+    sums = f"; sum of all values {number(found.totals[t], digits=2)}, "
+    own = f"model's own {number(found.pre_activations[t], digits=2)}"
+    return [*parts, ((sums if found.decomposes_prediction else "; ") + own, "dim")]
 
 
-def _prediction_table(found: Explanation, t: int, class_names: Sequence[str] | None) -> Table:
+def _prediction_table(terminal: Terminal, found: Explanation, t: int, wording: Wording) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, width=BAR_WIDTH)
     table.add_column("training sample", overflow="fold")
-    table.add_column("labelled", overflow="fold")
-    longest = float(np.abs(np.concatenate([found.values[t], found.opponent_values[t]])).max()) or 1.0
+    table.add_column(wording.word, overflow="fold")
+    every = np.concatenate([found.values[t], found.opponent_values[t]])
+    longest = float(np.abs(every).max(initial=0.0)) or 1.0
     for ids, labels, values, color in (
         (found.ids[t], found.training_labels[t], found.values[t], "green"),
         (found.opponent_ids[t], found.opponent_labels[t], found.opponent_values[t], "red"),
     ):
         for training_id, label, value in zip(ids, labels, values, strict=True):
             bar = "█" * max(1, round(BAR_WIDTH * abs(float(value)) / longest))
-            table.add_row(
-                number(value, sign=True), Text(bar, color), str(training_id), label_text(label, class_names)
-            )
+            texts = (number(value, sign=True), (bar, color), str(training_id), wording.text(label))
+            table.add_row(*(terminal.text(text) for text in texts))
     return table
 
 
@@ -206,35 +206,33 @@ def suspects_content(answer: Answer) -> dict[str, Any]:
 
 def print_suspects(answer: Answer) -> None:
     """Print the ranked labels."""
-    console, found, names = result_console(), answer.found, answer.class_names
-    console.print(
-        f"The {len(found):,} of {found.about['n_samples']:,} labels to look at first, "
-        f"by {found.score.replace('_', '-')}:",
-        style="bold",
-    )
+    terminal, found = Terminal(), answer.found
+    wording = Wording.of(found, answer.class_names)
+    first = f"The {len(found):,} of {found.about['n_samples']:,} labels to look at first"
+    terminal.line((f"{first}, by {found.score.replace('_', '-')}:", "bold"))
     table = Table(box=None, pad_edge=False)
     for heading in ("", "score"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("training sample", "labelled", "model says"):
+    for heading in ("training sample", wording.word, "model says"):
         table.add_column(heading, overflow="fold")
     for rank in range(len(found)):
-        given, said = (label_text(one[rank], names) for one in (found.labels, found.predictions))
+        given, said = (wording.text(one[rank]) for one in (found.labels, found.predictions))
         table.add_row(
-            str(rank + 1),
-            number(found.scores[rank], digits=2),
-            str(found.ids[rank]),
-            given,
-            Text(said, "" if said == given else "yellow"),
+            terminal.text(str(rank + 1)),
+            terminal.text(number(found.scores[rank], digits=2)),
+            terminal.text(str(found.ids[rank])),
+            terminal.text(given),
+            terminal.text((said, None if said == given else "yellow")),
         )
-    console.print(table)
-    console.print()
-    console.print(Text("Rare but right samples are doubtful too: look before you correct.", "dim"))
-    _print_report(console, answer)
+    terminal.table(table)
+    terminal.line()
+    terminal.line(("Rare but right samples are doubtful too: look before you correct.", "dim"))
+    _print_report(terminal, answer)
 
 
-def _print_report(console: Console, answer: Answer) -> None:
+def _print_report(terminal: Terminal, answer: Answer) -> None:
     if answer.report is not None:
-        console.print(Text(f"Report: {answer.report.resolve()}"), soft_wrap=True)
+        terminal.line(f"Report: {answer.report.resolve()}", wrap=False)
 
 
 # ------------------------------------------------------------------------------------------- demo
@@ -244,7 +242,7 @@ def print_demo(result: Any) -> None:
     """Print what the demo found."""
     from whence.demo.report import CHECKED, DEMO_SCORES
 
-    console = result_console()
+    terminal, gaps = Terminal(), result.completeness
     table = Table(
         title=f"Wrong labels found, of {result.n_wrong} among {result.n_training:,} training images",
         title_justify="left",
@@ -254,13 +252,12 @@ def print_demo(result: Any) -> None:
         table.add_column(f"first {share:.0%}\n({n_checked})", justify="right")
     for score, name in DEMO_SCORES.items():
         table.add_row(name, *(f"{n} ({n / result.n_wrong:.0%})" for n in result.found[score]))
-    gaps = result.completeness
-    console.print()
-    console.print(table)
-    console.print(
+    terminal.line()
+    terminal.table(table)
+    terminal.line(
         f"\nTest accuracy {result.n_right / result.n_test:.1%}. The values of all training images add up, "
         f"to within {gaps.largest_sum_gap:.0e}, to what the last layer predicts after one Newton step. "
         f"That is {gaps.mean_gap:.2f} away from what the model predicts, which is "
         f"{gaps.mean_prediction:.2f} (averages over {result.n_test} test images, before the softmax)."
     )
-    console.print(Text(f"\nReport, after {result.seconds:.0f} s: {result.path.resolve()}"), soft_wrap=True)
+    terminal.line(f"\nReport, after {result.seconds:.0f} s: {result.path.resolve()}", wrap=False)

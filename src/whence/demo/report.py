@@ -12,7 +12,8 @@ import numpy as np
 from whence.answers.explanation import Explanation
 from whence.answers.suspects import Suspects
 from whence.report.html import how_to_read, prediction_cards, summary_of
-from whence.report.page import Column, Fact, Page, Section, Table, number
+from whence.report.numbers import number
+from whence.report.page import Column, Fact, Page, Section, Table
 from whence.report.suspects import suspects_table
 
 if TYPE_CHECKING:

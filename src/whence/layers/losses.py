@@ -31,6 +31,7 @@ __all__ = [
     "SoftmaxCrossEntropy",
     "SquaredError",
     "log_softmax",
+    "refuse_tags",
     "sigmoid",
     "softmax",
 ]
@@ -122,6 +123,8 @@ class Loss(ABC):
     is_shift_invariant: bool = False
     #: Whether output ``j`` stands for class ``j``, so that there is a predicted and a given label.
     is_classification: bool = True
+    #: Whether each of several outputs says yes or no by itself, so that a sample has any number of labels.
+    outputs_are_tags: bool = False
     #: Whether ``margin`` compares outputs, so that it can be taken of any scores for them, also of votes.
     margin_compares_outputs: bool = True
 
@@ -147,28 +150,45 @@ class Loss(ABC):
 
     def given_output(self, target: Array) -> Array:
         """Return the output that the target names, shape ``(n,)``, integers."""
-        xp = namespace(target)
-        return target if target.ndim == 1 else xp.argmax(target, axis=1)
+        if target.ndim == 1:
+            return target
+        if self.label_kind(target.shape[1]) == "tags":
+            refuse_tags(self.labels(target))
+        return namespace(target).argmax(target, axis=1)
+
+    def label_kind(self, n_outputs: int) -> str:
+        """Return what the labels of a layer with ``n_outputs`` outputs are.
+
+        Returns
+        -------
+        {"class", "tags", "value"}
+            One class a sample, a yes or no for each output, or real values.
+        """
+        if not self.is_classification:
+            return "value"
+        return "tags" if n_outputs > 1 and self.outputs_are_tags else "class"
 
     def predictions(self, u: Array) -> Array:
-        """Return the predicted class, or the largest predicted value, shape ``(n,)``."""
+        """Return what is predicted: classes ``(n,)``, tags ``(n, C)``, values ``(n,)`` or ``(n, C)``."""
         xp = namespace(u)
-        if not self.is_classification:
-            return xp.max(u, axis=1)
-        if u.shape[1] == 1:
-            return astype(u[:, 0] > 0, xp.int64)
+        if self.label_kind(u.shape[1]) == "value":
+            return u[:, 0] if u.shape[1] == 1 else u
+        if u.shape[1] == 1 or self.outputs_are_tags:
+            said = astype(u > 0, xp.int64)
+            return said[:, 0] if u.shape[1] == 1 else said
         return xp.argmax(u, axis=1)
 
     def labels(self, target: Array) -> Array:
-        """Return targets as one label a sample, shape ``(n,)``: a class, or the first value."""
+        """Return targets in the form of :meth:`predictions`."""
         xp = namespace(target)
         if target.ndim == 1:
             return target
-        if target.shape[1] == 1:
-            column = target[:, 0]
-            whole = self.is_classification and bool(xp.all(column == xp.round(column)))
-            return astype(column, xp.int64) if whole else column
-        return xp.argmax(target, axis=1) if self.is_classification else target[:, 0]
+        kind = self.label_kind(target.shape[1])
+        if kind == "class" and target.shape[1] > 1:
+            return xp.argmax(target, axis=1)
+        rows = target[:, 0] if target.shape[1] == 1 else target
+        whole = kind != "value" and bool(xp.all(rows == xp.round(rows)))
+        return astype(rows, xp.int64) if whole else rows
 
     def following(self, u: Array) -> tuple[Loss, Array]:
         """Return a loss and targets for which pre-activations ``u`` are the best: residuals are zero.
@@ -305,6 +325,9 @@ class BinaryCrossEntropy(Loss):
     ----------
     label_smoothing : float, default=0.0
         ``s`` in ``y <- (1 - s) y + s / 2``.
+    one_against_rest : bool, default=False
+        Whether several outputs are those of classes of which a sample has one; else they are tags, of
+        which it has any number.
 
     Notes
     -----
@@ -326,8 +349,13 @@ class BinaryCrossEntropy(Loss):
     """
 
     label_smoothing: float = 0.0
+    one_against_rest: bool = False
     name = "binary cross-entropy"
     outputs_are_independent = True
+
+    @property
+    def outputs_are_tags(self) -> bool:  # type: ignore[override]
+        return not self.one_against_rest
 
     def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
         rows = _label_rows(_as_column(labels, n_outputs), n_outputs, where)
@@ -410,6 +438,20 @@ class SquaredError(Loss):
 
     def following(self, u: Array) -> tuple[Loss, Array]:
         return self, u
+
+
+def refuse_tags(labels: Array) -> None:
+    """Raise unless every row has one tag, so that it names one output."""
+    xp = namespace(labels)
+    n_tags = xp.sum(astype(labels == 1, xp.int64), axis=1)
+    if bool(xp.all(n_tags == 1)):
+        return
+    raise WhenceError(
+        "label",
+        "'predicted', since a sample may have no tag or several, and one output is explained",
+        f"'given', and a sample with {int(n_tags[int(xp.argmax(astype(n_tags != 1, xp.int64)))])} tags",
+        "Name the outputs yourself: explain(..., outputs=...).",
+    )
 
 
 def _as_column(labels: Any, n_outputs: int) -> np.ndarray:

@@ -192,9 +192,8 @@ class Poisson(Loss):
         return -self.value(u, target)
 
     def predictions(self, u: Array) -> Array:
-        """Return the largest predicted mean, shape ``(n,)``."""
-        xp = namespace(u)
-        return xp.max(xp.exp(u), axis=1)
+        """Return the predicted means, shape ``(n,)`` or ``(n, C)``."""
+        return super().predictions(namespace(u).exp(u))
 
     def following(self, u: Array) -> tuple[Loss, Array]:
         return self, namespace(u).exp(u)

@@ -18,7 +18,7 @@ import numpy as np
 
 from whence._errors import WhenceError, warn
 from whence.arrays.base import Array, as_numpy, astype, check_finite, namespace
-from whence.layers.losses import Curvature, Loss
+from whence.layers.losses import Curvature, Loss, refuse_tags
 
 __all__ = ["Derivatives", "DifferentiatedLoss", "identity_of"]
 
@@ -52,6 +52,8 @@ class DifferentiatedLoss(Loss):
         class 1. ``None``: the loss is on values, or nothing is known about it.
     n_outputs : int, default=1
         ``C``.
+    outputs_are_tags : bool, default=False
+        Whether each of several outputs says yes or no by itself.
 
     Attributes
     ----------
@@ -82,6 +84,7 @@ class DifferentiatedLoss(Loss):
     identity: str
     boundary: float | None = None
     n_outputs: int = 1
+    outputs_are_tags: bool = False
     is_classification: bool = field(init=False)
     curvature_is_dense = True
     margin_compares_outputs = False
@@ -142,6 +145,9 @@ class DifferentiatedLoss(Loss):
     def given_output(self, target: Array) -> Array:
         xp = namespace(target)
         labels = self.labels(target)
+        if self.is_classification and labels.ndim == 2:
+            refuse_tags(labels)
+            return xp.argmax(labels, axis=1)
         whole = self.is_classification and bool(xp.all(labels == xp.round(labels)))
         if whole and bool(xp.all((labels >= 0) & (labels < self.n_outputs))):
             return astype(labels, xp.int64)
@@ -152,29 +158,33 @@ class DifferentiatedLoss(Loss):
             "Name the outputs yourself: explain(..., outputs=...).",
         )
 
+    def label_kind(self, n_outputs: int) -> str:
+        if self.boundary is None:
+            return "value"
+        return "tags" if n_outputs > 1 and self.outputs_are_tags else "class"
+
     def predictions(self, u: Array) -> Array:
-        """Return the class or value that the model's output stands for, shape ``(n,)``."""
+        """Return what the model's output says: a class, tags or values; see :class:`Loss`."""
         output = self.output(u)
         xp = namespace(output)
-        output = xp.reshape(output, (output.shape[0], -1))
-        if self.boundary is None:
-            return xp.max(output, axis=1)
-        if output.shape[1] == 1:
-            return astype(output[:, 0] > self.boundary, xp.int64)
-        return xp.argmax(output, axis=1)
+        rows = xp.reshape(output, (output.shape[0], -1))
+        kind = self.label_kind(rows.shape[1])
+        if kind == "class" and rows.shape[1] > 1:
+            return xp.argmax(rows, axis=1)
+        said = rows if kind == "value" else astype(rows > self.boundary, xp.int64)
+        return said[:, 0] if rows.shape[1] == 1 else said
 
     def labels(self, target: Array) -> Array:
         xp = namespace(target)
         rows = xp.reshape(target, (target.shape[0], -1))
-        first = rows[:, 0]
-        if self.boundary is None:
-            return first
-        if rows.shape[1] > 1:
+        kind = self.label_kind(rows.shape[1])
+        if kind == "class" and rows.shape[1] > 1:
             return xp.argmax(rows, axis=1)
-        if not bool(xp.all(first == xp.round(first))):
-            return first
-        # One output has the classes 0 and 1, which hinge losses also take as -1 and 1.
-        return astype(first > 0 if self.n_outputs == 1 else first, xp.int64)
+        given = rows[:, 0] if rows.shape[1] == 1 else rows
+        if kind == "value" or not bool(xp.all(given == xp.round(given))):
+            return given
+        # One output has the classes 0 and 1, and so has each tag; hinge losses also take -1 and 1.
+        return astype(given > 0 if self.n_outputs == 1 or kind == "tags" else given, xp.int64)
 
     def fingerprint(self) -> str:
         return f"{self.name}, differentiated, {self.identity}"

@@ -9,8 +9,10 @@ import numpy as np
 
 from whence._errors import WhenceError, described
 from whence.data.tables import plain_id
-from whence.report.labels import label_text
-from whence.report.page import Card, Contribution, Fact, Page, Section, Side, Table, number
+from whence.report.labels import Wording
+from whence.report.names import visible
+from whence.report.numbers import number, percentage
+from whence.report.page import Card, Contribution, Fact, Page, Section, Side, Table
 from whence.report.pictures import Gallery
 from whence.report.suspects import suspects_table
 from whence.report.tables import Comparison, is_tabular, neighbours_table
@@ -20,20 +22,6 @@ if TYPE_CHECKING:  # the answers know how to save themselves: at run time this m
     from whence.answers.suspects import Suspects
 
 __all__ = ["explanation_page", "how_to_read", "prediction_cards", "summary_of", "suspects_page"]
-
-#: How a value is to be read, of methods whose values sum to a prediction, and of others.
-OF_A_SUM = (
-    "A value is what one training sample adds to the pre-activation of the explained output, by default "
-    "that of the predicted class: the number that the layer gives before any softmax or sigmoid. Plus "
-    "speaks for the prediction, minus against it. Shown are the strongest of either sign; the sum is "
-    "that of all training samples, shown or not, and beside it stands the model's own pre-activation. "
-    "Percentages are values over the size of that sum."
-)
-OF_A_SCORE = (
-    "A value is how strongly a training sample speaks for the prediction (plus) or against it (minus), as "
-    "the method named above measures it. Shown are the strongest of either sign. The values of all "
-    "training samples do not sum to the prediction."
-)
 
 
 def prediction_cards(
@@ -64,6 +52,7 @@ def prediction_cards(
     sample_noun, training_noun : str
         What a sample is called, in the singular.
     """
+    wording = Wording.of(explanation, class_names)
     comparison = None
     if is_tabular(samples) and is_tabular(training_samples):
         comparison = Comparison(samples, training_samples, column_names=column_names)
@@ -81,29 +70,33 @@ def prediction_cards(
     )
     cards = []
     for t in range(len(explanation)):
-        title = f"Predicted {label_text(explanation.predictions[t], class_names)}"
-        name, mark = f"{sample_noun} {explanation.sample_ids[t]}", ""
+        title = f"Predicted {wording.text(explanation.predictions[t])}"
+        name, mark = f"{sample_noun} {visible(explanation.sample_ids[t])}", ""
+        if explanation.positions is not None:
+            name += f", position {explanation.positions[t]}"
         words = f"{name}, {title[0].lower()}{title[1:]}"
         if explanation.labels is not None:
-            given = f"labelled {label_text(explanation.labels[t], class_names)}"
+            given = wording.given(explanation.labels[t])
             words = f"{words}, {given}"
             are_classes = np.issubdtype(explanation.labels.dtype, np.integer)
             is_other = are_classes and np.any(explanation.labels[t] != explanation.predictions[t])
             name, mark = (name, given) if is_other else (f"{name}, {given}", "")
+        output = wording.explained(explanation, t)
         values = np.concatenate([explanation.values[t], explanation.opponent_values[t]])
-        longest = float(np.abs(values).max()) or 1.0
+        longest = float(np.abs(values).max(initial=0.0)) or 1.0
         sides = []
-        for side_title, kind, of_side in (
-            ("Speaks for it", "for", supporters),
-            ("Speaks against it", "against", opponents),
+        titles = wording.sides(output)
+        for side_title, kind, of_side in zip(
+            titles, ("for", "against"), (supporters, opponents), strict=True
         ):
             contributions = []
             for training_id, value, share, label in zip(*(array[t] for array in of_side), strict=True):
-                label_name = f"labelled {label_text(label, class_names)}"
-                alt = f"{training_noun} {training_id}, {label_name}"
+                label_name = wording.given(label)
+                shown_id = visible(training_id)
+                alt = f"{training_noun} {shown_id}, {label_name}"
                 contributions.append(
                     Contribution(
-                        f"id {training_id}",
+                        f"id {shown_id}",
                         number(value, sign=True),
                         label_name,
                         abs(float(value)) / longest,
@@ -113,9 +106,10 @@ def prediction_cards(
                     )
                 )
             sides.append(Side(side_title, kind, contributions))
-        facts = [("Model's own", number(explanation.pre_activations[t], digits=2))]
+        facts = [("Explained", output)] if output else []
+        facts.append(("Model's own", number(explanation.pre_activations[t], digits=2)))
         if explanation.decomposes_prediction:
-            facts.insert(0, ("Sum of all values", number(explanation.totals[t], digits=2)))
+            facts.insert(-1, ("Sum of all values", number(explanation.totals[t], digits=2)))
         picture = explained.picture(explanation.sample_ids[t] if by_id else t, words)
         tables = [] if comparison is None else [neighbours_table(explanation, t, comparison)]
         cards.append(Card(title, name[0].upper() + name[1:], facts, sides, picture, mark, tables))
@@ -144,23 +138,31 @@ def summary_of(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name.capitalize(), value) for name, value in known.items()]
 
 
-def how_to_read(explanation: Explanation) -> str:
+def how_to_read(explanation: Explanation, briefly: bool = False) -> str:
     """Return how a value is to be read; stands above every list of contributions."""
-    return OF_A_SUM if explanation.decomposes_prediction else OF_A_SCORE
-
-
-def percentage(share: float) -> str:
-    """Return a share as text, nothing for NaN.
-
-    Examples
-    --------
-    >>> percentage(0.0375), percentage(-1.2), percentage(float("nan"))
-    ('+3.8%', '−120%', '')
-    """
-    if np.isnan(share):
-        return ""
-    digits = 0 if abs(share) >= 1 else 1 if abs(share) >= 0.001 else 2
-    return f"{100 * share:+,.{digits}f}%".replace("-", "−")
+    wording = Wording.of(explanation, None)
+    signs = wording.signs()
+    if not explanation.decomposes_prediction:
+        first = f"A value is how strong an influence is, as the method measures it: {signs}."
+        rest = (
+            "Shown are the strongest of either sign. The values of all training samples do not sum to the "
+            "prediction."
+        )
+        return first if briefly else f"{first} {rest}"
+    if briefly:
+        return f"A value is what one training sample adds to the explained output: {signs}."
+    what = {
+        "class": "the pre-activation of the explained output, by default that of the predicted class: the "
+        "number that the layer gives before any softmax or sigmoid",
+        "tags": "the pre-activation of the explained output, by default the largest: the number that the "
+        "layer gives for a tag before the sigmoid",
+        "value": "the value that the layer gives for the explained output",
+    }[wording.kind]
+    return (
+        f"A value is what one training sample adds to {what}. {signs[0].upper()}{signs[1:]}. Shown are the "
+        "strongest of either sign; the sum is that of all training samples, shown or not, and beside it "
+        "stands the model's own output. Percentages are values over the size of that sum."
+    )
 
 
 def explanation_page(
@@ -179,7 +181,8 @@ def explanation_page(
     n_samples = explanation.about.get("n_samples")
     among = f" among {n_samples:,} training samples" if n_samples else ""
     lead = f"The strongest supporters and opponents of {len(explanation):,} predictions{among}."
-    notes = [_completeness(explanation)] if explanation.decomposes_prediction else []
+    sums = len(explanation) > 0 and explanation.decomposes_prediction
+    notes = [_completeness(explanation)] if sums else []
     sections = [Section("Predictions", [how_to_read(explanation)], cards, notes=notes)]
     if suspects is not None:
         sections.append(_suspects_section(suspects_table(suspects, **shown), "Labels to look at first"))
@@ -213,11 +216,12 @@ def _facts(explanation: Explanation) -> list[Fact]:
     k = explanation.ids.shape[1]
     facts = [Fact("Predictions explained", f"{len(explanation):,}", f"{k} training samples of either sign")]
     labels = explanation.labels
-    if labels is not None and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
-        right = labels == explanation.predictions
+    is_class = explanation.label_kind == "class" and labels is not None and labels.ndim == 1
+    if len(explanation) and labels is not None and (is_class or explanation.label_kind == "tags"):
+        right = np.all((labels == explanation.predictions).reshape(len(labels), -1), axis=1)
         note = f"{right.sum():,} of {right.size:,}"
-        facts.append(Fact("Predicted as labelled", f"{right.mean():.0%}", note))
-    if not explanation.decomposes_prediction:
+        facts.append(Fact("Predicted as labelled", percentage(right.mean(), sign=False), note))
+    if not len(explanation) or not explanation.decomposes_prediction:
         return facts
     size = np.abs(explanation.totals).sum()
     if size > 0:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from whence.arrays.base import import_extra
+from whence.report.names import plain_line
+from whence.report.plots import LITERAL
 
 __all__ = ["plot_agreement", "plot_detection", "plot_removal"]
 
@@ -37,7 +39,7 @@ def plot_detection(curves: Mapping[str, Any], *, ax: Any = None) -> Any:
         found = np.stack([curve["found"].to_numpy() for curve in every])
         checked = every[0]["checked"].to_numpy()
         color = COLORS[number % len(COLORS)]
-        ax.plot(checked, found.mean(axis=0), color=color, label=name)
+        ax.plot(checked, found.mean(axis=0), color=color, label=plain_line(name))
         if len(every) > 1:
             ends = found.min(axis=0), found.max(axis=0)
             ax.fill_between(checked, *ends, color=color, alpha=0.15, linewidth=0)
@@ -45,7 +47,7 @@ def plot_detection(curves: Mapping[str, Any], *, ax: Any = None) -> Any:
     ax.set_ylabel("share of wrong labels found")
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1.02)
-    ax.legend(loc="lower right", frameon=False)
+    _legend(ax, loc="lower right")
     return ax
 
 
@@ -91,11 +93,17 @@ def plot_removal(frames: Mapping[str, Any], *, ax: Any = None) -> Any:
         falls = frame.groupby(["removed", "k"])["actual"].mean()
         if number == 0 and "random" in falls.index.get_level_values("removed"):
             ax.plot(falls["random"], color="0.5", linestyle=":", marker=".", label="at random")
-        ax.plot(falls["supporters"], color=COLORS[number % len(COLORS)], marker=".", label=name)
+        ax.plot(falls["supporters"], color=COLORS[number % len(COLORS)], marker=".", label=plain_line(name))
     ax.set_xlabel("training samples taken away")
     ax.set_ylabel("fall of what is asked, by training again")
-    ax.legend(frameon=False)
+    _legend(ax)
     return ax
+
+
+def _legend(ax: Any, **options: Any) -> None:
+    """Draw a legend; its texts are the user's: dollars are no formula."""
+    for text in ax.legend(frameon=False, **options).get_texts():
+        text.set(**LITERAL)
 
 
 def _axes(ax: Any) -> Any:

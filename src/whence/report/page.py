@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,25 +19,7 @@ from whence.arrays.base import import_extra
 from whence.report.export import Export
 from whence.report.pictures import Picture
 
-__all__ = ["Card", "Cell", "Column", "Contribution", "Fact", "Page", "Section", "Side", "Table", "number"]
-
-SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def number(value: float, *, digits: int = 3, sign: bool = False) -> str:
-    """Return a number as a page prints it: a true minus sign, a plus if ``sign``, powers of ten spelled.
-
-    Examples
-    --------
-    >>> number(0.25, sign=True), number(-1.5), number(12345.678, digits=1), number(2e-7)
-    ('+0.250', '−1.500', '12,345.7', '2.0 × 10⁻⁷')
-    """
-    value = float(value)
-    plus = "+" if sign else ""
-    if value == 0 or abs(value) >= 0.5 * 10.0**-digits or not math.isfinite(value):
-        return f"{value:{plus},.{digits}f}".replace("-", "−")
-    factor, exponent = f"{value:{plus}.1e}".replace("-", "−").split("e")
-    return f"{factor} × 10⁻{exponent.lstrip('−0').translate(SUPERSCRIPTS)}"
+__all__ = ["Card", "Cell", "Column", "Contribution", "Fact", "Page", "Section", "Side", "Table"]
 
 
 @dataclass(frozen=True)

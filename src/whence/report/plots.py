@@ -10,7 +10,8 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.arrays.base import check_number, import_extra
-from whence.report.labels import SCORE_NAMES, label_text
+from whence.report.labels import SCORE_NAMES, Wording
+from whence.report.names import plain_line, visible
 from whence.report.pictures import Gallery
 from whence.report.tables import Rows, is_tabular, shown
 
@@ -24,6 +25,8 @@ __all__ = ["plot_cumulative", "plot_explanation", "plot_suspects"]
 FOR, AGAINST = "#1f6f8b", "#c8662b"
 #: Height of one bar without and with something to see beside it, and of a title and an axis, in inches.
 BAR, TALL_BAR, FRAME = 0.38, 0.52, 1.3
+#: Of texts of the user's: dollars are no formula, and nothing is set by TeX.
+LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
 #: Height of the curve below the bars, in inches.
 CURVE = 2.2
 #: How much of a text, and how many values of a row and characters of each, stand beside a bar.
@@ -42,6 +45,7 @@ def plot_explanation(
     check_number(sample, "sample", minimum=0, integer=True)
     if sample >= len(explanation):
         raise WhenceError("sample", f"a place below {len(explanation)}", str(sample), "They count from 0.")
+    wording = Wording.of(explanation, class_names)
     # Strongest supporter at the top, strongest opponent at the bottom.
     values = np.concatenate([explanation.values[sample], explanation.opponent_values[sample][::-1]])
     ids = np.concatenate([explanation.ids[sample], explanation.opponent_ids[sample][::-1]])
@@ -49,8 +53,7 @@ def plot_explanation(
         [explanation.training_labels[sample], explanation.opponent_labels[sample][::-1]]
     )
     names = [
-        f"{training_id}, labelled {label_text(label, class_names)}"
-        for training_id, label in zip(ids, labels, strict=True)
+        f"{training_id}, {wording.given(label)}" for training_id, label in zip(ids, labels, strict=True)
     ]
     seen = _seen(training_samples, ids)
     below = None
@@ -61,12 +64,20 @@ def plot_explanation(
     _bars(ax, values, names, [FOR if value >= 0 else AGAINST for value in values])
     ax.axvline(0, color="0.4", linewidth=0.8)
     ax.set_xlabel("contribution to the pre-activation" if explanation.decomposes_prediction else "score")
-    prediction = label_text(explanation.predictions[sample], class_names)
-    ax.set_title(f"Sample {explanation.sample_ids[sample]}: predicted {prediction}", loc="left")
+    ax.set_title(plain_line(_title(explanation, sample, wording)), loc="left", **LITERAL)
     _show_samples(beside, seen, 1.02 if beside is ax else 0.0)
     if below is not None:
         plot_cumulative(explanation[sample : sample + 1], ax=below)
     return ax
+
+
+def _title(explanation: Explanation, sample: int, wording: Wording) -> str:
+    """Return which prediction is drawn, and which output where that is not the predicted class."""
+    position = "" if explanation.positions is None else f", position {explanation.positions[sample]}"
+    output = wording.explained(explanation, sample)
+    asked = f"; explained: {output}" if output else ""
+    predicted = wording.text(explanation.predictions[sample])
+    return f"Sample {explanation.sample_ids[sample]}{position}: predicted {predicted}{asked}"
 
 
 def plot_cumulative(explanation: Explanation, *, ax: Any = None) -> Any:
@@ -107,9 +118,9 @@ def plot_suspects(
     """Draw the scores of the first suspects; see :meth:`whence.Suspects.plot`."""
     check_number(k, "k", minimum=1, integer=True)
     k = min(k, len(suspects))
+    wording = Wording.of(suspects, class_names)
     names = [
-        f"{sample_id}, labelled {label_text(label, class_names)}, "
-        f"model says {label_text(said, class_names)}"
+        f"{sample_id}, {wording.given(label)}, model says {wording.text(said)}"
         for sample_id, label, said in zip(
             suspects.ids[:k], suspects.labels[:k], suspects.predictions[:k], strict=True
         )
@@ -117,7 +128,7 @@ def plot_suspects(
     ax = _axes(ax, k)
     _bars(ax, suspects.scores[:k], names, [AGAINST] * k)
     score = SCORE_NAMES.get(suspects.score, suspects.score)
-    ax.set_xlabel(score)
+    ax.set_xlabel(plain_line(score), **LITERAL)
     ax.set_title("Labels to look at first", loc="left")
     return ax
 
@@ -150,7 +161,8 @@ def _panels(n_bars: int, seen: Sequence[Any], has_curve: bool) -> tuple[Any, Any
 def _bars(ax: Any, values: np.ndarray, names: list[str], colors: list[str]) -> None:
     places = np.arange(len(values))
     ax.barh(places, values, color=colors, height=0.6)
-    ax.set_yticks(places, names)
+    ax.set_yticks(places)
+    ax.set_yticklabels([plain_line(name) for name in names], **LITERAL)
     ax.set_ylim(len(values) - 0.5, -0.5)  # the first at the top
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
@@ -213,9 +225,16 @@ def _short(text: str) -> str:
 
 
 def _write(ax: Any, x: float, y: float, text: str, transform: Any, **style: Any) -> None:
-    # The text is the user's: dollars are no formula.
     ax.text(
-        x, y, text, transform=transform, va="center", fontsize=8, parse_math=False, clip_on=False, **style
+        x,
+        y,
+        visible(text, "\n"),
+        transform=transform,
+        va="center",
+        fontsize=8,
+        clip_on=False,
+        **LITERAL,
+        **style,
     )
 
 

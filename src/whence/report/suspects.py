@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from whence.data.tables import plain_id
 from whence.report.export import Export
-from whence.report.labels import SCORE_NAMES, label_text
-from whence.report.page import Cell, Column, Table, number
+from whence.report.labels import SCORE_NAMES, Wording
+from whence.report.names import visible
+from whence.report.numbers import number
+from whence.report.page import Cell, Column, Table
 from whence.report.pictures import Gallery, Picture, picture_of
 from whence.report.tables import Rows, is_tabular
 
@@ -43,6 +45,7 @@ def suspects_table(
     shown = len(suspects) if k is None else min(k, len(suspects))
     picture = _pictures(training_samples)
     score = SCORE_NAMES.get(suspects.score, suspects.score)
+    wording = Wording.of(suspects, class_names)
     columns = [Column("Rank", numeric=True)]
     columns += [Column("Sample", sortable=False)] if training_samples is not None else []
     columns += [Column("Id", numeric=True), Column("Given label", choices=True)]
@@ -51,13 +54,13 @@ def suspects_table(
     rows, records = [], []
     for rank in range(shown):
         sample_id, value = suspects.ids[rank], float(suspects.scores[rank])
-        given = label_text(suspects.labels[rank], class_names)
-        said = label_text(suspects.predictions[rank], class_names)
+        given = wording.text(suspects.labels[rank])
+        said = wording.text(suspects.predictions[rank])
         row, record = [Cell(str(rank + 1))], [rank + 1, plain_id(sample_id), given, said, value]
         if training_samples is not None:
-            alt = f"training sample {sample_id}, labelled {given}"
+            alt = f"training sample {visible(sample_id)}, {wording.given(suspects.labels[rank])}"
             row.append(Cell(picture=picture(sample_id, alt)))
-        row += [Cell(str(sample_id)), Cell(given), Cell(said), Cell(number(value, digits=2), key=value)]
+        row += [Cell(visible(sample_id)), Cell(given), Cell(said), Cell(number(value, digits=2), key=value)]
         if notes is not None:
             note = notes.get(plain_id(sample_id), "")
             row.append(Cell(note or "–", mark=bool(note)))

@@ -10,21 +10,31 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
 
 from whence._errors import WhenceError
-from whence.arrays.base import as_numpy, check_number, import_extra
+from whence.arrays.base import as_numpy, check_number
 from whence.data.tables import is_table, plain_id
-from whence.report.page import Cell, Column, Table, number
+from whence.report.names import visible
+from whence.report.numbers import number
+from whence.report.page import Cell, Column, Table
 
 if TYPE_CHECKING:  # explanations know how to show themselves: at run time this module knows nothing of them
     from whence.answers.explanation import Explanation
 
-__all__ = ["Comparison", "Neighbours", "Rows", "is_tabular", "neighbours_of", "neighbours_table"]
+__all__ = [
+    "N_COLUMNS",
+    "TOLERANCE",
+    "Comparison",
+    "Rows",
+    "is_tabular",
+    "kept_columns",
+    "neighbours_table",
+    "shown",
+]
 
 #: How far apart numbers with a fraction must be to differ, in standard deviations of their column.
 TOLERANCE = 0.1
@@ -172,76 +182,6 @@ class Rows:
         return np.asarray([_spread_of_values(column) for column in columns])
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """Explained rows, each above the training rows that speak for and against it.
-
-    Attributes
-    ----------
-    frame : pandas.DataFrame
-        The data's own columns. The index names the rows: ``sample`` (the explained one), ``side``
-        (``explained``, ``supporter`` or ``opponent``), ``rank`` (from 1; 0 for the explained row itself),
-        ``id``, and ``value``, what the training sample adds to the prediction.
-    differs : pandas.DataFrame
-        Of the same form: whether an entry differs from the explained row's.
-
-    Examples
-    --------
-    In a notebook it shows itself with the differing entries marked; elsewhere, those entries alone are
-    ``neighbours.frame.where(neighbours.differs)``.
-    """
-
-    frame: Any
-    differs: Any
-
-    def __len__(self) -> int:
-        """Return how many rows there are."""
-        return len(self.frame)
-
-    def __repr__(self) -> str:
-        """Show the rows with a star beside what differs."""
-        texts = self.frame.map(shown)
-        return repr(texts.where(~self.differs, texts + " *"))
-
-    def _repr_html_(self) -> str:
-        """Show the rows in a notebook, with what differs set apart."""
-        marks = self.differs.map(lambda one: "background: #fdf0d2; color: #7a4b00" if one else "")
-        return str(self.frame.style.apply(lambda _: marks, axis=None).format(shown).to_html())
-
-
-def neighbours_of(
-    explanation: Explanation,
-    samples: Any,
-    training_samples: Any,
-    *,
-    column_names: Sequence[str] | None = None,
-    tolerance: float = TOLERANCE,
-) -> Neighbours:
-    """Return explained rows with their neighbours; see :meth:`whence.Explanation.neighbours`."""
-    pandas = import_extra("pandas", "report")
-    comparison = Comparison(samples, training_samples, column_names=column_names, tolerance=tolerance)
-    explained = comparison.explained.in_order(explanation.sample_ids)
-    rows, differs, index = [], [], []
-    for t, row in enumerate(explained):
-        name = explanation.sample_ids[t]
-        rows.append(row)
-        differs.append([False] * len(row))
-        index.append((name, "explained", 0, name, math.nan))
-        for side, ids, values in (
-            ("supporter", explanation.ids[t], explanation.values[t]),
-            ("opponent", explanation.opponent_ids[t], explanation.opponent_values[t]),
-        ):
-            for rank, (training_id, value) in enumerate(zip(ids, values, strict=True), 1):
-                other = comparison.training.row(training_id)
-                rows.append(other)
-                differs.append(comparison.differs(row, other))
-                index.append((name, side, rank, training_id, float(value)))
-    names = comparison.training.names
-    levels = pandas.MultiIndex.from_tuples(index, names=["sample", "side", "rank", "id", "value"])
-    frame = pandas.DataFrame(rows, columns=list(names), index=levels)
-    return Neighbours(frame, pandas.DataFrame(differs, columns=list(names), index=levels, dtype=bool))
-
-
 class Comparison:
     """Says in which columns rows differ.
 
@@ -302,10 +242,8 @@ def neighbours_table(explanation: Explanation, t: int, comparison: Comparison) -
     others = [comparison.training.row(one) for one in ids]
     marks = [comparison.differs(row, other) for other in others]
     names = comparison.training.names
-    # Many columns: those in which most neighbours differ are kept, in the order of the data.
-    most = np.argsort([-sum(mark[c] for mark in marks) for c in range(len(names))], kind="stable")
-    kept = np.sort(most[:N_COLUMNS])
-    heads = [f"{number(v, sign=True)} id {i}" for v, i in zip(values, ids, strict=True)]
+    kept = kept_columns(np.asarray(marks, dtype=bool).reshape(-1, len(names)).sum(axis=0))
+    heads = [f"{number(v, sign=True)} id {visible(i)}" for v, i in zip(values, ids, strict=True)]
     columns = [Column("Column"), Column("Explained"), *map(Column, heads)]
     cells = [
         [
@@ -317,8 +255,13 @@ def neighbours_table(explanation: Explanation, t: int, comparison: Comparison) -
     ]
     left = len(names) - len(kept)
     more = f"; {left} more columns, in which fewer differ, are not shown" if left else ""
-    caption = f"Row {explanation.sample_ids[t]} beside its neighbours, what differs marked{more}"
+    caption = f"Row {visible(explanation.sample_ids[t])} beside its neighbours, what differs marked{more}"
     return Table(caption, columns, cells)
+
+
+def kept_columns(n_differing: np.ndarray) -> np.ndarray:
+    """Return the columns that a page shows: those in which most rows differ, in the order of the data."""
+    return np.sort(np.argsort(-n_differing, kind="stable")[:N_COLUMNS])
 
 
 def shown(value: Any) -> str:

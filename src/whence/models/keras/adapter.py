@@ -119,6 +119,7 @@ class KerasAdapter(Adapter):
             identity_of((own, config), weights),
             boundary,
             n_outputs,
+            loss.is_on_tags,
         )
 
     def on_device(self, device: str | None) -> AbstractContextManager[Any]:

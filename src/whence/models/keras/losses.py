@@ -31,6 +31,8 @@ _BOUNDARIES = {
     "SparseCategoricalCrossentropy": 0.5,
     "SquaredHinge": 0.0,
 }
+#: Those of them in which each of several outputs says yes or no by itself.
+_OF_TAGS = ("BinaryCrossentropy", "BinaryFocalCrossentropy", "Hinge", "SquaredHinge")
 
 
 class PerSampleLoss:
@@ -56,6 +58,11 @@ class PerSampleLoss:
         """From which output on class 1 is meant, or None for losses that are not on classes."""
         name, config = _name_and_config(self._keras, self.loss)
         return 0.0 if config.get("from_logits", False) else _BOUNDARIES.get(name)
+
+    @property
+    def is_on_tags(self) -> bool:
+        """Whether each of several outputs says yes or no by itself."""
+        return _name_and_config(self._keras, self.loss)[0] in _OF_TAGS
 
     def __call__(self, labels: Any, output: Any, n_kept: int = 1) -> Any:
         """Return the losses with the ``n_kept`` first axes of labels and output."""

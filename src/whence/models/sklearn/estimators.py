@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,8 @@ class EstimatorAdapter(Adapter):
         by_class: np.ndarray | Counted | None = None,
     ) -> None:
         self._pipe = pipe
+        if one_against_rest and isinstance(loss, BinaryCrossEntropy):
+            loss = replace(loss, one_against_rest=True)
         self._loss = loss
         self._classes = classes
         self._one_against_rest = one_against_rest

@@ -265,6 +265,7 @@ class TorchAdapter(Adapter):
             identity_of((getattr(own, "forward", own), config, loss.described), weights),
             boundary,
             n_outputs,
+            loss.is_on_tags,
         )
 
     @contextmanager

@@ -37,10 +37,14 @@ _BOUNDARIES = {
     "BCELoss": 0.5,
     "BCEWithLogitsLoss": 0.0,
     "CrossEntropyLoss": 0.0,
+    "MultiLabelSoftMarginLoss": 0.0,
     "MultiMarginLoss": 0.0,
     "NLLLoss": 0.0,
     "SoftMarginLoss": 0.0,
 }
+
+#: Those of them in which each of several outputs says yes or no by itself.
+_OF_TAGS = ("BCELoss", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss", "SoftMarginLoss")
 
 #: Losses that take class numbers; all others of torch.nn take targets of the output's dtype.
 _TAKE_CLASS_NUMBERS = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "MultiLabelMarginLoss")
@@ -79,6 +83,11 @@ class PerSampleLoss:
     def boundary(self) -> float | None:
         """From which output on class 1 is meant, or None for losses that are not on classes."""
         return _BOUNDARIES.get(self.kind)
+
+    @property
+    def is_on_tags(self) -> bool:
+        """Whether each of several outputs says yes or no by itself."""
+        return self.kind in _OF_TAGS
 
     @property
     def is_on_rows(self) -> bool:
