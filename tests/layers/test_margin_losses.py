@@ -31,6 +31,7 @@ BY_DEFINITION = [
     (ModifiedHuber(), modified_huber),
     (Exponential(), exponential),
     (Poisson(), poisson),
+    (Poisson(eps=0.3), lambda u, y: np.mean(np.exp(u) - y * np.log(np.exp(u) + 0.3))),
     (BrierScore(), reference.squared_error),
 ]
 
@@ -63,6 +64,15 @@ def test_predictions_margins_and_labels_by_hand():
     for loss in (SquaredHinge(), ModifiedHuber(), Exponential()):
         np.testing.assert_array_equal(loss.predictions(u), [1, 0])
         np.testing.assert_array_equal(loss.predictions(far), [1])
+
+
+def test_poisson_keeps_its_digits_where_the_mean_is_next_to_nothing():
+    loss, u, y = Poisson(eps=1e-8), np.asarray([[-60.0], [60.0]]), np.asarray([[2.0], [0.0]])
+    # u = -60: the mean is nothing beside eps, and the loss -2 log(eps).
+    assert_close(loss.value(u, y), [-2 * np.log(1e-8), np.exp(60)], FLOAT64)
+    shares = np.exp(-60 - np.log(1e-8))
+    assert_close(loss.residual(u, y)[0, 0], np.exp(-60) - 2 * shares, FLOAT64)
+    assert_close(loss.residual(u, loss.following(u)[1]), np.zeros((2, 1)), FLOAT64)
 
 
 def test_what_a_loss_is_for():

@@ -7,7 +7,9 @@ import pytest
 from tolerances import FLOAT32, FLOAT64, assert_close
 
 import whence
+from whence.data.base import open_dataset
 from whence.layers.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from whence.layers.margin_losses import Poisson
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
@@ -506,3 +508,18 @@ def test_sample_weights_scale_gradients_and_nothing_else():
     assert_close(wrapped.layer.mean_gradient(weighted), gradient, FLOAT64)
     column = wrapped.index((X, CLASSES, weight[:, None]))
     assert_close(wrapped.layer.mean_gradient(column), gradient, FLOAT64)
+
+
+@pytest.mark.parametrize("activation", ["exponential", "softplus"])
+def test_poisson_has_a_closed_form_behind_an_exponential(activation, rng):
+    x, y = rng.normal(size=(12, 3)).astype("float32"), rng.poisson(2, size=(12, 2)).astype("float32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation=activation)])
+    model.compile(loss="poisson")
+    wrapped = whence.InfluenceModel(model)
+    (batch,) = open_dataset((x, y))
+    seen = wrapped.observe(batch)
+    is_closed = isinstance(wrapped.loss, Poisson)
+    assert is_closed == (activation == "exponential")
+    u = np.asarray(seen.phi, dtype=np.float64) @ wrapped.theta()
+    own = keras.ops.convert_to_numpy(keras.losses.poisson(y, model(x)))
+    np.testing.assert_allclose(wrapped.loss.value(u, seen.target), own, rtol=1e-5)

@@ -23,6 +23,7 @@ from array_api_compat import device as device_of
 from whence._errors import WhenceError
 from whence.arrays.base import Array, astype, namespace, one_hot
 from whence.layers.curvature import Curvature
+from whence.layers.names import known_as
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -207,6 +208,12 @@ class Loss(ABC):
         return self.name
 
 
+@known_as("keras", "CategoricalCrossentropy", "SparseCategoricalCrossentropy", tail="softmax")
+@known_as("torch", "CrossEntropyLoss")
+@known_as("torch", "NLLLoss", tail="log_softmax")
+@known_as("xgboost", "multi:softprob", "multi:softmax")
+@known_as("lightgbm", "multiclass")
+@known_as("whence", "categorical_crossentropy")
 @dataclass(frozen=True)
 class SoftmaxCrossEntropy(Loss):
     """Softmax cross-entropy on raw logits: ``ell(u) = -sum_c y_c log softmax(u)_c``.
@@ -317,6 +324,13 @@ class SoftmaxCrossEntropy(Loss):
         return f"{self.name}, label_smoothing={self.label_smoothing:g}{weights}"
 
 
+@known_as("keras", "BinaryCrossentropy", tail="sigmoid")
+@known_as("torch", "BCEWithLogitsLoss")
+@known_as("torch", "BCELoss", tail="sigmoid")
+@known_as("xgboost", "binary:logistic", "binary:logitraw", "reg:logistic")
+@known_as("lightgbm", "binary", "cross_entropy", "multiclassova")
+@known_as("sklearn.linear_model", "log_loss")
+@known_as("whence", "binary_crossentropy")
 @dataclass(frozen=True)
 class BinaryCrossEntropy(Loss):
     """Sigmoid binary cross-entropy on raw logits, averaged over the ``C`` outputs.
@@ -397,6 +411,12 @@ class BinaryCrossEntropy(Loss):
         return f"{self.name}, label_smoothing={self.label_smoothing:g}"
 
 
+@known_as("keras", "MeanSquaredError")
+@known_as("torch", "MSELoss")
+@known_as("xgboost", "reg:squarederror", "reg:linear")
+@known_as("lightgbm", "regression")
+@known_as("sklearn.ensemble", "squared_error")
+@known_as("whence", "squared_error")
 @dataclass(frozen=True)
 class SquaredError(Loss):
     """Squared error, averaged over the ``C`` outputs: ``ell(u) = (1/C) sum_c (u_c - y_c)^2``.

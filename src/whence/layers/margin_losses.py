@@ -9,6 +9,7 @@ labels 0 and 1: ``ell(u) = (1/C) sum_c h(s_c u_c)``, ``s_c = 2 y_c - 1``. Then, 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.arrays.base import Array, astype, namespace, one_hot
 from whence.layers.curvature import Curvature
-from whence.layers.losses import BinaryCrossEntropy, Loss, SquaredError
+from whence.layers.losses import BinaryCrossEntropy, Loss, SquaredError, sigmoid, softplus
+from whence.layers.names import known_as
 
 __all__ = [
     "BrierScore",
@@ -53,6 +55,7 @@ class MarginLoss(BinaryCrossEntropy):
         return Loss.following(self, u)
 
 
+@known_as("sklearn.linear_model", "squared_hinge")
 @dataclass(frozen=True)
 class SquaredHinge(MarginLoss):
     """``h(m) = max(0, 1 - m)^2``, whose second derivative is 2 below 1 and 0 above.
@@ -72,6 +75,7 @@ class SquaredHinge(MarginLoss):
         return gap**2, -2 * gap, 2 * astype(gap > 0, margin.dtype)
 
 
+@known_as("sklearn.linear_model", "modified_huber")
 @dataclass(frozen=True)
 class ModifiedHuber(MarginLoss):
     """``h(m) = max(0, 1 - m)^2`` from -1 on, and ``-4 m`` below.
@@ -94,6 +98,7 @@ class ModifiedHuber(MarginLoss):
         return xp.where(far, -4 * margin, gap**2), slope, bent
 
 
+@known_as("sklearn.ensemble", "exponential")
 @dataclass(frozen=True)
 class Exponential(MarginLoss):
     """``h(m) = exp(-m)``, the loss of AdaBoost.
@@ -152,11 +157,30 @@ class BrierScore(SquaredError):
         return SquaredError(), u
 
 
+@known_as("keras", "Poisson", tail="exp")
+@known_as("torch", "PoissonNLLLoss")
+@known_as("xgboost", "count:poisson")
+@known_as("lightgbm", "poisson")
+@known_as("sklearn.ensemble", "poisson")
+@known_as("whence", "poisson")
 @dataclass(frozen=True)
 class Poisson(Loss):
-    """Minus the log-likelihood of counts, with a logarithmic link: ``ell(u) = exp(u) - y u``.
+    """Minus the log-likelihood of counts with a logarithmic link, averaged over the outputs.
 
-    Averaged over the outputs. ``r = exp(u) - y``, ``K = exp(u)``.
+    ``ell(u) = exp(u) - y log(exp(u) + eps)``
+
+    Parameters
+    ----------
+    eps : float, default=0.0
+        What some frameworks add to the mean before they take its logarithm. Without it, the second term is
+        ``y u``.
+
+    Notes
+    -----
+    With ``s = exp(u) / (exp(u) + eps)``, which is 1 without ``eps``::
+
+        d ell / d u   = exp(u) - y s
+        d2 ell / d u2 = exp(u) - y s (1 - s)
 
     Examples
     --------
@@ -165,6 +189,7 @@ class Poisson(Loss):
     (array([1.]), array([[-2.]]), array([[1.]]))
     """
 
+    eps: float = 0.0
     name = "Poisson"
     outputs_are_independent = True
     is_classification = False
@@ -180,13 +205,24 @@ class Poisson(Loss):
 
     def value(self, u: Array, target: Array) -> Array:
         xp = namespace(u)
-        return xp.mean(xp.exp(u) - astype(target, u.dtype) * u, axis=1)
+        logarithm = u
+        if self.eps:
+            lowest = math.log(self.eps)
+            logarithm = lowest + softplus(u - lowest)
+        return xp.mean(xp.exp(u) - astype(target, u.dtype) * logarithm, axis=1)
 
     def residual(self, u: Array, target: Array) -> Array:
-        return (namespace(u).exp(u) - astype(target, u.dtype)) / u.shape[1]
+        rows = astype(target, u.dtype)
+        if self.eps:
+            rows = rows * sigmoid(u - math.log(self.eps))
+        return (namespace(u).exp(u) - rows) / u.shape[1]
 
     def curvature(self, u: Array, target: Array) -> Curvature:
-        return Curvature(diagonal=namespace(u).exp(u) / u.shape[1])
+        bent = namespace(u).exp(u)
+        if self.eps:
+            above = u - math.log(self.eps)
+            bent = bent - astype(target, u.dtype) * sigmoid(above) * sigmoid(-above)
+        return Curvature(diagonal=bent / u.shape[1])
 
     def margin(self, u: Array, target: Array) -> Array:
         return -self.value(u, target)
@@ -196,4 +232,7 @@ class Poisson(Loss):
         return super().predictions(namespace(u).exp(u))
 
     def following(self, u: Array) -> tuple[Loss, Array]:
-        return self, namespace(u).exp(u)
+        return self, namespace(u).exp(u) + self.eps
+
+    def fingerprint(self) -> str:
+        return f"{self.name}, eps={self.eps:g}" if self.eps else self.name

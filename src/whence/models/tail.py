@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
-from whence.arrays.base import Array, as_numpy
+from whence.arrays.base import Array, as_numpy, namespace
 from whence.data.base import map_leaves, take_rows
 from whence.layers.losses import Loss, log_softmax, sigmoid, softmax
 from whence.models.adapter import Adapter
@@ -21,6 +21,7 @@ TAILS: dict[str, Callable[[Array], Array]] = {
     "softmax": softmax,
     "log_softmax": log_softmax,
     "sigmoid": sigmoid,
+    "exp": lambda u: namespace(u).exp(u),
 }
 
 #: Samples on which a tail is tried.

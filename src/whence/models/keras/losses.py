@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from whence._errors import WhenceError
 from whence._errors import described as described_kind
-from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
+from whence.layers.names import loss_named, losses_of
 from whence.models.adapter import LossSpec
 
 __all__ = ["PerSampleLoss", "loss_spec"]
 
-#: Keras's losses that have a closed form: how to make it, and its tail for probabilities.
-_CLOSED_FORMS: dict[str, tuple[Callable[[float], Loss], str]] = {
-    "CategoricalCrossentropy": (SoftmaxCrossEntropy, "softmax"),
-    "SparseCategoricalCrossentropy": (lambda smoothing: SoftmaxCrossEntropy(), "softmax"),
-    "BinaryCrossentropy": (BinaryCrossEntropy, "sigmoid"),
-    "MeanSquaredError": (lambda smoothing: SquaredError(), "identity"),
-}
-
-#: Losses on classes, and where a single output speaks for class 1 unless it is a logit.
+#: Losses on classes without a closed form: where a single output speaks for class 1, unless it is a logit.
 _BOUNDARIES = {
-    "BinaryCrossentropy": 0.5,
     "BinaryFocalCrossentropy": 0.5,
-    "CategoricalCrossentropy": 0.5,
     "CategoricalFocalCrossentropy": 0.5,
     "CategoricalHinge": 0.0,
     "Hinge": 0.0,
-    "SparseCategoricalCrossentropy": 0.5,
     "SquaredHinge": 0.0,
 }
 #: Those of them in which each of several outputs says yes or no by itself.
@@ -57,7 +45,11 @@ class PerSampleLoss:
     def boundary(self) -> float | None:
         """From which output on class 1 is meant, or None for losses that are not on classes."""
         name, config = _name_and_config(self._keras, self.loss)
-        return 0.0 if config.get("from_logits", False) else _BOUNDARIES.get(name)
+        found = loss_named("keras", name)
+        if found is not None and not found.kind.is_classification:
+            return None
+        boundary = _BOUNDARIES.get(name) if found is None else 0.5
+        return 0.0 if config.get("from_logits", False) else boundary
 
     @property
     def is_on_tags(self) -> bool:
@@ -130,18 +122,20 @@ def loss_spec(keras: Any, loss: Any) -> tuple[LossSpec, PerSampleLoss]:
         wrapper = keras.losses.MeanSquaredError.__mro__[1]
         loss = wrapper(loss, name=described if described.isidentifier() else None)
     per_sample = PerSampleLoss(keras, loss, described)
-    plain = config.get("ignore_class") is None and config.get("axis", -1) == -1
-    if name not in _CLOSED_FORMS or not plain:
-        ignored = config.get("ignore_class")
-        return LossSpec(None, "", described, ignored_class=ignored), per_sample
-    make, tail = _CLOSED_FORMS[name]
-    from_logits = bool(config.get("from_logits", False))
-    closed = make(float(config.get("label_smoothing", 0.0)))
-    if tail == "identity":
-        return LossSpec(closed, tail, described), per_sample
-    if from_logits:
-        return LossSpec(closed, "identity", described, contradicted_by=(tail,)), per_sample
-    return LossSpec(closed, tail, described, contradicted_by=("identity",)), per_sample
+    spec = LossSpec(None, "", described, ignored_class=config.get("ignore_class"))
+    found = loss_named("keras", name)
+    if found is None or spec.ignored_class is not None or config.get("axis", -1) != -1:
+        return spec, per_sample
+    closed = found.made(_settings(keras, name, config))
+    tail = "identity" if config.get("from_logits", False) else found.tail
+    mistaken = {"identity", found.tail} - {tail} if closed.is_classification else ()
+    return LossSpec(closed, tail, described, contradicted_by=tuple(mistaken)), per_sample
+
+
+def _settings(keras: Any, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration by the names of the closed form's fields; None for what is not set."""
+    eps = keras.config.epsilon() if name == "Poisson" else None
+    return {"label_smoothing": float(config.get("label_smoothing", 0.0)) or None, "eps": eps}
 
 
 def _name_and_config(keras: Any, loss: Any) -> tuple[str, dict[str, Any]]:
@@ -155,7 +149,7 @@ def _name_and_config(keras: Any, loss: Any) -> tuple[str, dict[str, Any]]:
 
 def _class_of_function(keras: Any, function: Any) -> str:
     """Return the name of the class that wraps one of Keras's loss functions, or an empty text."""
-    for name in {**_CLOSED_FORMS, **_BOUNDARIES}:
+    for name in {**losses_of("keras"), **_BOUNDARIES}:
         if getattr(getattr(keras.losses, name)(), "fn", None) is function:
             return name
     return ""

@@ -33,7 +33,8 @@ from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, check_number
 from whence.arrays.sparse import SparseRows
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
-from whence.layers.margin_losses import ModifiedHuber, SquaredHinge
+from whence.layers.margin_losses import SquaredHinge
+from whence.layers.names import loss_named, losses_of
 from whence.models.adapter import Adapter, Weights, register_adapter
 from whence.models.sklearn.class_weights import weights_by_class
 from whence.models.sklearn.estimators import (
@@ -245,16 +246,12 @@ def _linear_svc(model: Any) -> tuple[Loss, dict[str, float], bool]:
 
 
 def _sgd_classifier(model: Any) -> tuple[Loss, dict[str, float], bool]:
-    losses: dict[str, Loss] = {
-        "log_loss": BinaryCrossEntropy(),
-        "squared_hinge": SquaredHinge(),
-        "modified_huber": ModifiedHuber(),
-    }
-    if model.loss not in losses:
-        fix = f"Fit it with loss={' or '.join(map(repr, losses))}."
+    found = loss_named("sklearn.linear_model", model.loss)
+    if found is None:
+        fix = f"Fit it with loss={' or '.join(map(repr, losses_of('sklearn.linear_model')))}."
         raise refuse(model, f"loss={model.loss!r}", fix)
     n_outputs = np.atleast_2d(model.coef_).shape[0]
-    return losses[model.loss], {"l2": _sgd_alpha(model) / n_outputs}, n_outputs > 1
+    return found.made({}), {"l2": _sgd_alpha(model) / n_outputs}, n_outputs > 1
 
 
 def _sgd_regressor(model: Any) -> tuple[Loss, dict[str, float], bool]:

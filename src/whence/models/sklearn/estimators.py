@@ -11,7 +11,8 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.arrays.base import as_numpy, check_finite
 from whence.data.tables import is_table
-from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
+from whence.layers.losses import Loss
+from whence.layers.names import loss_named, losses_of
 from whence.models.adapter import Adapter, LossSpec
 from whence.models.sklearn.class_weights import Counted
 
@@ -25,13 +26,6 @@ __all__ = [
     "split_pipeline",
     "unfitted",
 ]
-
-#: What ``loss_function`` may name, for models that do not say it themselves.
-LOSSES: dict[str, Loss] = {
-    "binary_crossentropy": BinaryCrossEntropy(),
-    "categorical_crossentropy": SoftmaxCrossEntropy(),
-    "squared_error": SquaredError(),
-}
 
 
 class Pipe:
@@ -259,11 +253,12 @@ def given_loss(loss_function: Any) -> Loss | None:
     """Return the loss that a user gave, or None."""
     if loss_function is None or isinstance(loss_function, Loss):
         return loss_function
-    if isinstance(loss_function, str) and loss_function in LOSSES:
-        return LOSSES[loss_function]
+    found = loss_named("whence", loss_function) if isinstance(loss_function, str) else None
+    if found is not None:
+        return found.made({})
     raise WhenceError(
         "loss_function",
-        f"one of {', '.join(LOSSES)}, or a whence.layers.losses.Loss",
+        f"one of {', '.join(losses_of('whence'))}, or a whence.layers.losses.Loss",
         repr(loss_function),
         "Leave it out for a model that knows its loss.",
     )

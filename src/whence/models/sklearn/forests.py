@@ -17,7 +17,8 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
-from whence.layers.margin_losses import BrierScore, Exponential, Poisson
+from whence.layers.margin_losses import BrierScore
+from whence.layers.names import loss_named, losses_of
 from whence.models.sklearn.class_weights import weights_by_class
 from whence.models.sklearn.estimators import Pipe, is_fitted, refuse
 from whence.models.sklearn.trees import Leaves, TreeAdapter, on_leaves
@@ -57,14 +58,11 @@ def _classes(model: Any) -> np.ndarray | None:
 def _boosting_loss(model: Any, n_outputs: int) -> Loss:
     if model.loss == "log_loss":
         return BinaryCrossEntropy() if n_outputs == 1 else SoftmaxCrossEntropy()
-    losses: dict[str, Loss] = {
-        "squared_error": SquaredError(),
-        "exponential": Exponential(),
-        "poisson": Poisson(),
-    }
-    if model.loss in losses:
-        return losses[model.loss]
-    raise refuse(model, f"loss={model.loss!r}", f"Known are log_loss, {', '.join(losses)}.")
+    found = loss_named("sklearn.ensemble", model.loss)
+    if found is not None:
+        return found.made({})
+    known = ", ".join(losses_of("sklearn.ensemble"))
+    raise refuse(model, f"loss={model.loss!r}", f"Known are log_loss, {known}.")
 
 
 def _boosting_margin(model: Any, x: Any) -> np.ndarray:

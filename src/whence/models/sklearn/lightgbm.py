@@ -12,23 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
-from whence.layers.margin_losses import Poisson
+from whence.layers.losses import Loss
+from whence.layers.names import loss_named, losses_of
 from whence.models.sklearn.class_weights import Counted, times, unbalanced, weights_by_class
 from whence.models.sklearn.estimators import Pipe, given_loss, refuse, refuse_objective, unfitted
 from whence.models.sklearn.shrinkage import base_in_leaves
 from whence.models.sklearn.trees import Leaves, TreeAdapter, on_leaves
 
 __all__ = ["LightGBMAdapter"]
-
-OBJECTIVES: dict[str, Loss] = {
-    "binary": BinaryCrossEntropy(),
-    "cross_entropy": BinaryCrossEntropy(),
-    "multiclass": SoftmaxCrossEntropy(),
-    "multiclassova": BinaryCrossEntropy(),
-    "regression": SquaredError(),
-    "poisson": Poisson(),
-}
 
 
 class LightGBMAdapter(TreeAdapter):
@@ -129,10 +120,11 @@ def _loss_of(model: Any, objective: str, loss_function: Any) -> Loss:
     kind, *settings = objective.split(" ")
     if any(setting.startswith("sigmoid:") and float(setting[8:]) != 1 for setting in settings):
         raise refuse(model, f"objective {objective!r}", "Train it with sigmoid=1.")
-    if kind in OBJECTIVES:
-        return OBJECTIVES[kind]
+    found = loss_named("lightgbm", kind)
+    if found is not None:
+        return found.made({})
     what = "an objective of your own" if kind == "custom" else f"objective {kind!r}"
-    raise refuse_objective(model, what, OBJECTIVES)
+    raise refuse_objective(model, what, losses_of("lightgbm"))
 
 
 def _leaves_of(booster: Any, text: str, n_outputs: int, l2: float, l1: float, from_average: bool) -> Leaves:

@@ -13,25 +13,14 @@ import numpy as np
 
 from whence._errors import WhenceError, warn
 from whence.arrays.base import import_extra
-from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
-from whence.layers.margin_losses import Poisson
+from whence.layers.losses import Loss
+from whence.layers.names import loss_named, losses_of
 from whence.models.sklearn.class_weights import weights_by_class
 from whence.models.sklearn.estimators import Pipe, given_loss, refuse, refuse_objective, unfitted
 from whence.models.sklearn.shrinkage import strengths_of
 from whence.models.sklearn.trees import Leaves, TreeAdapter, on_leaves
 
 __all__ = ["XGBoostAdapter"]
-
-OBJECTIVES: dict[str, Loss] = {
-    "binary:logistic": BinaryCrossEntropy(),
-    "binary:logitraw": BinaryCrossEntropy(),
-    "reg:logistic": BinaryCrossEntropy(),
-    "multi:softprob": SoftmaxCrossEntropy(),
-    "multi:softmax": SoftmaxCrossEntropy(),
-    "reg:squarederror": SquaredError(),
-    "reg:linear": SquaredError(),
-    "count:poisson": Poisson(),
-}
 
 
 class XGBoostAdapter(TreeAdapter):
@@ -182,10 +171,11 @@ def _loss_of(model: Any, is_custom: bool, objective: str, loss_function: Any) ->
     loss = given_loss(loss_function)
     if loss is not None:
         return loss
-    if is_custom or objective not in OBJECTIVES:
+    found = loss_named("xgboost", objective)
+    if is_custom or found is None:
         what = "an objective of your own" if is_custom else f"objective={objective!r}"
-        raise refuse_objective(model, what, OBJECTIVES)
-    return OBJECTIVES[objective]
+        raise refuse_objective(model, what, losses_of("xgboost"))
+    return found.made({})
 
 
 def _trees_of(gradient_booster: dict[str, Any]) -> dict[str, Any]:
