@@ -11,7 +11,7 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.arrays.base import as_numpy, check_finite
 from whence.data.tables import is_table
-from whence.layers.losses import Loss
+from whence.layers.losses import BinaryCrossEntropy, Loss
 from whence.layers.names import loss_named, losses_of
 from whence.models.adapter import Adapter, LossSpec
 from whence.models.sklearn.class_weights import Counted
