@@ -10,7 +10,8 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.answers.explanation import Explanation
 from whence.answers.suspects import Suspects
-from whence.arrays.base import as_array, as_numpy, check_finite
+from whence.arrays.base import as_array, as_numpy, check_finite, row_slices
+from whence.attribution.accuracy import is_sum, sum_error
 from whence.attribution.base import Scorer, Vectors, all_scores, at_most, check_k
 from whence.attribution.question import Question, hide, join, positions_of
 from whence.attribution.ridge import Ridge
@@ -19,7 +20,7 @@ from whence.data.tables import row_names
 from whence.index import Shard
 from whence.indexing.observation import Observation
 from whence.progress import track
-from whence.search.scores import LinearNearestNeighbors, scores
+from whence.search.scores import LinearNearestNeighbors, Queries, scores
 from whence.search.top_k import ORDER
 
 __all__ = ["Answers"]
@@ -78,6 +79,10 @@ class Answers(Scorer):
         ):
             parts.append(facts | self._searched(question, search))
         joined = {key: join([part[key] for part in parts]) for key in parts[0]}
+        measured = {"k": k, "sum_error": sum_error(joined.pop("sums"), joined)}
+        solver_errors = joined.pop("solver_errors")
+        if self._solves:
+            measured["solver_error"] = float(solver_errors.max(initial=0.0))
         n_explained = joined["values"].shape[0]
         ids = row_names(samples) if ids is None else ids
         expected, fix = f"{n_explained} ids, one a sample", "Give them in the order of the samples."
@@ -92,7 +97,7 @@ class Answers(Scorer):
             labels=joined.pop("labels", None),
             training_labels=self._stored_labels(rows),
             opponent_labels=self._stored_labels(opponents),
-            about=self._about() | self._measured() | {"k": k},
+            about=self._about() | self._measured() | measured,
             **joined,
         )
 
@@ -180,7 +185,7 @@ class Answers(Scorer):
         members = None if groups is None else _members(groups, self.index.n_samples)
         parts: list[np.ndarray] = []
         for question, _ in self.questions(samples, outputs=outputs, positions=positions, progress=progress):
-            values = all_scores(self._queries(question), self.index)
+            values = all_scores(self._checked_queries(question)[0], self.index)
             _check_scores(values)
             parts.append(values if members is None else values.astype(np.float64) @ members)
         return np.concatenate(parts)
@@ -265,21 +270,21 @@ class Answers(Scorer):
 
     def _searched(self, question: Question, search: LinearNearestNeighbors) -> dict[str, np.ndarray]:
         """Return the strongest training samples of either sign for each question."""
-        queries = self._queries(question)
-        most, least = [], []
-        for rows in range(0, len(queries), QUERY_ROWS):
-            both = (ORDER.DESCENDING, ORDER.ASCENDING)
-            best, worst = search.query_orders(queries[rows : rows + QUERY_ROWS], both)
-            most.append(best)
-            least.append(worst)
-        for found in (*most, *least):
-            _check_scores(found.values)
-        return {
-            "rows": np.concatenate([found.rows for found in most]),
-            "values": np.concatenate([found.values for found in most]),
-            "opponent_rows": np.concatenate([found.rows for found in least]),
-            "opponent_values": np.concatenate([found.values for found in least]),
-        }
+        queries, errors = self._checked_queries(question)
+        parts = []
+        for rows in row_slices(len(queries), QUERY_ROWS):
+            part = queries[rows]
+            found = _both_ends(search, part, in_double=False)
+            if not is_sum(found["sums"], self._sums(part), found, self.index.n_samples):
+                found = _both_ends(search, part, in_double=True)
+            parts.append(found)
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        dtype = as_numpy(self.index.shards[0].phi[:0, ...]).dtype
+        for name in ("values", "opponent_values"):
+            with np.errstate(over="ignore"):  # looked for right here
+                joined[name] = joined[name].astype(dtype)
+            _check_scores(joined[name])
+        return joined | {"solver_errors": errors}
 
     def _suspicion(self, score: str, progress: bool | None) -> np.ndarray:
         """Return how doubtful the label of every stored sample is."""
@@ -291,6 +296,19 @@ class Answers(Scorer):
             return -as_numpy(self.layer.loss.margin(left_out, target))
         function = _losses_of if score == "loss" else _margins_left_out
         return self._of_shards(function, f"suspects by {score}", progress, score != "loss")
+
+
+def _both_ends(search: LinearNearestNeighbors, queries: Queries, in_double: bool) -> dict[str, np.ndarray]:
+    """Return the strongest training samples of either sign, and the sums over all of them."""
+    both = (ORDER.DESCENDING, ORDER.ASCENDING)
+    (best, worst), sums = search.query_sums(queries, both, in_double=in_double)
+    return {
+        "rows": best.rows,
+        "values": best.values,
+        "opponent_rows": worst.rows,
+        "opponent_values": worst.values,
+        "sums": sums,
+    }
 
 
 def _losses_of(scorer: Scorer, shard: Shard) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,22 +18,37 @@ import numpy as np
 
 from whence._errors import WhenceError, warn
 from whence.arrays.base import Array, as_numpy, astype, check_number
+from whence.attribution.accuracy import Probe
 from whence.attribution.question import Question, hide, shares
 from whence.attribution.training_set import TrainingSet
 from whence.data.base import Batch
 from whence.engine.base import Engine, Serial, engine_of, parts_of, total
+from whence.ihvp import InverseHessianVectorProduct
 from whence.index import Index, IndexPart, Method, Shard
 from whence.indexing.observation import Observation
 from whence.layers.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel
 from whence.progress import track
-from whence.search.scores import Queries, Vector, scores
+from whence.search.scores import Queries, Vector, careful_scores
 
-__all__ = ["Scorer", "Vectors", "all_scores", "at_most", "check_k", "check_model", "weighted_features"]
+__all__ = [
+    "Scorer",
+    "Vectors",
+    "all_scores",
+    "at_most",
+    "check_k",
+    "check_model",
+    "scores_of",
+    "weighted_features",
+]
 
 
 #: Training samples on which a loss is tried for what it does not depend on.
 TRIED_ROWS = 32
+
+
+#: Training samples that are solved for the other way round.
+PROBED_ROWS = 64
 
 
 class Scorer(ABC):
@@ -183,7 +199,48 @@ class Scorer(ABC):
         seen = self._observe(batch)
         u = as_numpy(self.layer.pre_activations(seen.phi))
         outputs = self._own_outputs(u, seen.target)
-        return self._queries(self._question(seen, outputs, self._shares(seen, batch.where)))
+        question = self._question(seen, outputs, self._shares(seen, batch.where))
+        return self._checked_queries(question)[0]
+
+    def _checked_queries(self, question: Question) -> tuple[Queries, np.ndarray]:
+        """Return what a question asks of the training samples, and how far the solver is off, ``(T,)``.
+
+        Raises
+        ------
+        NotConvergedError
+            If rounding has eaten it.
+        """
+        queries = self._queries(question)
+        errors = self._probe.errors(question, queries) if self._solves else np.zeros(len(queries))
+        return queries, errors
+
+    @property
+    def _solves(self) -> bool:
+        """Whether queries are right-hand sides that were solved for, over ``N``."""
+        return False
+
+    @cached_property
+    def _probe(self) -> Probe:
+        """A few training samples, solved for the other way round."""
+        index = self.index
+        rows = np.arange(0, index.n_samples, max(1, index.n_samples // PROBED_ROWS))[:PROBED_ROWS]
+        some = index.take(rows)
+        ihvp: InverseHessianVectorProduct = self.ihvp  # type: ignore[attr-defined]  # of what solves
+        return Probe.of(ihvp, self.layer, some, index.n_samples)
+
+    @cached_property
+    def _weighted(self) -> np.ndarray:
+        """``sum_i outer(phi_i, a_i)``, what scores of all training samples sum to with a query."""
+        return weighted_features(self.index)
+
+    def _sums(self, queries: Queries) -> np.ndarray:
+        """Return what the scores of all training samples sum to, ``(T,)``, by way of their sum."""
+        matrices, offsets = as_numpy(queries.matrices), as_numpy(queries.offsets)
+        if queries.outputs is None:
+            products = matrices.reshape(len(matrices), -1) @ self._weighted.reshape(-1)
+        else:
+            products = np.einsum("td,dt->t", matrices, self._weighted[:, as_numpy(queries.outputs)])
+        return self.index.n_samples * offsets + products
 
     def _question(self, seen: Observation, outputs: np.ndarray, weight: np.ndarray | None) -> Question:
         """Return what is asked about samples: the outputs in question, times the weights."""
@@ -372,12 +429,18 @@ def weighted_features(index: Index) -> np.ndarray:
 
 
 def all_scores(queries: Queries, index: Index) -> np.ndarray:
-    """Return the scores of all stored samples, shape ``(T, N)``."""
+    """Return the scores of all stored samples, shape ``(T, N)``, in the precision of their features."""
     vectors = Vectors(index)
     steps = vectors.engine.map(
-        lambda part: [as_numpy(scores(queries, vector)) for _, vector in part], vectors.parts()
+        lambda part: [scores_of(queries, vector) for _, vector in part], vectors.parts()
     )
     return np.concatenate([block for blocks in steps for block in blocks], axis=1)
+
+
+def scores_of(queries: Queries, vector: Vector) -> np.ndarray:
+    """Return scores in the precision of the features, computed in that which they need."""
+    with np.errstate(over="ignore"):  # whoever shows values looks for what does not fit
+        return as_numpy(careful_scores(queries, vector)).astype(as_numpy(vector.phi[:0, ...]).dtype)
 
 
 class Vectors:

@@ -11,11 +11,18 @@ import numpy as np
 from whence._errors import WhenceError, described
 from whence.arrays.base import as_numpy, check_finite
 from whence.attribution.answers import Answers
-from whence.attribution.base import Vectors, all_scores, at_most, check_k
+from whence.attribution.base import Vectors, all_scores, at_most, check_k, scores_of
 from whence.attribution.storing import check_cache, check_values_folder, save_arrays, stored_vectors
 from whence.data.base import Batch, Dataset, take_rows
 from whence.index import CACHE, Index
-from whence.search.scores import BaseNearestNeighbors, LinearNearestNeighbors, Queries, Vector, scores
+from whence.search.scores import (
+    BaseNearestNeighbors,
+    LinearNearestNeighbors,
+    Queries,
+    Vector,
+    careful_scores,
+    scores,
+)
 from whence.search.top_k import ORDER, TopK, check_order
 
 __all__ = ["Attribution"]
@@ -167,7 +174,7 @@ class Attribution(Answers):
                     vector = self._fresh_vector(batch)
                 else:
                     vector = self._vector(batch, index)
-                return as_numpy(scores(queries[i], vector))
+                return scores_of(queries[i], vector)
 
             return opened.nested(elements, score)
 
@@ -235,7 +242,9 @@ class Attribution(Answers):
             for element, batch in _with_elements(evaluated):
                 queries = self._queries_of(batch)
                 if not started:
-                    nearest_neighbors.build(source, scores, k, len(queries), d_type, order)
+                    own = isinstance(nearest_neighbors, LinearNearestNeighbors)  # looks at whole shards
+                    dot_product = scores if own else careful_scores
+                    nearest_neighbors.build(source, dot_product, k, len(queries), d_type, order)
                     started = True
                 found_values, found_rows = nearest_neighbors.query(queries, len(queries))
                 elements.append(element)

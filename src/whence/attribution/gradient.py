@@ -11,7 +11,6 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, astype, like, namespace
-from whence.attribution.base import weighted_features
 from whence.attribution.contract import Attribution
 from whence.attribution.question import Question
 from whence.data.base import Batch
@@ -172,7 +171,7 @@ class Gradients(Attribution):
     @cached_property
     def _mean(self) -> np.ndarray:
         """The mean of the stored gradients, divided as they are, shape ``(d, C)``."""
-        return weighted_features(self.index) / self.index.n_samples
+        return self._weighted / self.index.n_samples
 
 
 def _inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -229,6 +229,10 @@ class InfluenceFunctions(Gradients):
             **self.ihvp.about(),
         }
 
+    @property
+    def _solves(self) -> bool:
+        return True
+
     def _solve(self, matrices: np.ndarray) -> np.ndarray:
         return self.layer.centred(as_numpy(self.ihvp.solve(self.layer.centred(matrices)).value))
 

@@ -174,8 +174,8 @@ class RepresenterPointLJE(Attribution):
             shuffle_buffer_size,
             seed,
         )
-        self._gradient = self.layer.centred(self.expanded_layer.mean_gradient(wide))
-        step = self.ihvp.solve(self._gradient[None, :, :])
+        gradient = self.layer.centred(self.expanded_layer.mean_gradient(wide))
+        step = self.ihvp.solve(gradient[None, :, :])
         self.relative_residual: float = float(step.relative_residual)
         self.theta_dagger: np.ndarray = self.expanded_layer.theta - self.layer.centred(
             as_numpy(step.value)[0]
@@ -188,6 +188,8 @@ class RepresenterPointLJE(Attribution):
         )
         if decomposition == "elementwise":
             self._prepare_elementwise()
+        else:
+            self._weighted = self.index.n_samples * as_numpy(gradient)
         self._store_coefficients()
 
     def _default_score(self) -> str:
@@ -204,6 +206,10 @@ class RepresenterPointLJE(Attribution):
 
     def _measured(self) -> dict[str, Any]:
         return super()._measured() | {"relative_residual": self.relative_residual}
+
+    @property
+    def _solves(self) -> bool:
+        return self.decomposition == "exact"
 
     def _decomposes_prediction(self) -> bool:
         return self.decomposition == "exact"

@@ -79,6 +79,7 @@ class _FromHost(InverseHessianVectorProduct):
     def __init__(self, solver: InverseHessianVectorProduct, phi: Array) -> None:
         super().__init__(solver.layer, solver.blocks, solver.damping, solver.curvature)
         self._solver = solver
+        self.is_direct = solver.is_direct
         self._phi = phi
 
     def __getattr__(self, name: str) -> Any:

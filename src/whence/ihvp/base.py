@@ -82,6 +82,8 @@ class InverseHessianVectorProduct(ABC):
 
     influence_model: Any = None
     progress: bool | None = None
+    #: Whether it solves to rounding, not to a tolerance.
+    is_direct: bool = False
 
     def __init__(
         self, layer: LinearLayer, blocks: Blocks, damping: float, curvature: str = "hessian"

@@ -87,6 +87,8 @@ class ExactIHVP(InverseHessianVectorProduct):
     the factor, ``2 m^3 / 3`` for the inverse.
     """
 
+    is_direct = True
+
     def __init__(
         self,
         layer: LinearLayer,

@@ -81,6 +81,8 @@ class WoodburyIHVP(InverseHessianVectorProduct):
         If the matrix would not fit into memory.
     """
 
+    is_direct = True
+
     def __init__(
         self, layer: LinearLayer, blocks: Blocks, damping: float, curvature: str = "hessian"
     ) -> None:

@@ -13,6 +13,7 @@ stored, and the outer products are summed over positions. A query about one outp
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import threading
 from abc import ABC, abstractmethod
@@ -26,6 +27,7 @@ import numpy as np
 from whence.arrays.base import (
     Array,
     Workspace,
+    as_numpy,
     astype,
     check_number,
     itemsize,
@@ -62,6 +64,10 @@ class Vector(NamedTuple):
 
     phi: Array
     coefficients: Array
+
+    def in_double(self) -> Vector:
+        """Return the same in float64, in which their scores are then computed."""
+        return Vector(*(astype(array, namespace(array).float64) for array in self))
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,67 @@ def scores(queries: Queries, vector: Vector) -> Array:
         result = xp.matmul(coefficients[:, None, :], images)[:, 0, :].T
     result += queries.offsets[:, None]
     return result
+
+
+#: How far scores may be from what float64 gives, relative to the largest of a query, for their precision
+#: to be enough.
+TOLERANCE = 1e-5
+#: Training samples of a shard that this is tried on: as many again with the largest coefficients.
+TRIED_ROWS = 16
+
+
+def needs_double(
+    queries: Queries, vector: Vector, dot_product: Callable[[Queries, Vector], Array] = scores
+) -> bool:
+    """Whether the scores of some training samples lose digits in the precision of their features.
+
+    Some of the samples are scored in float64 too. Where features are not scaled, depend on each other, or
+    a query is far off their span, what adds up to a score is much larger than the score.
+
+    Examples
+    --------
+    The part of ``S`` across the features is large and adds nothing, but in float32:
+
+    >>> phi = np.asarray([[1, 0.1], [2, 0.2]], np.float32)
+    >>> across = Queries(np.asarray([[[-1e6], [1e7]]]) + 1, np.zeros(1))
+    >>> needs_double(across, Vector(phi, np.ones((2, 1), np.float32)))
+    True
+    """
+    phi, coefficients = vector
+    n = phi.shape[0]
+    if itemsize(phi) >= 8 or n == 0 or len(queries) == 0:
+        return False
+    sizes = np.abs(as_numpy(coefficients)).reshape(n, -1).max(axis=1)
+    largest = np.argpartition(-sizes, min(TRIED_ROWS, n - 1))[:TRIED_ROWS]
+    rows = np.unique(np.concatenate([np.arange(0, n, max(1, n // TRIED_ROWS)), largest]))
+    some = Vector(*(namespace(array).take(array, like(rows, array), axis=0) for array in vector))
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = as_numpy(dot_product(queries, some)).astype(np.float64)
+        right = _in_double(queries, some)
+        enough = np.abs(found - right).max(axis=1) <= TOLERANCE * np.abs(right).max(axis=1)
+    return not bool(enough.all())  # nor is NaN
+
+
+def careful_scores(queries: Queries, vector: Vector) -> Array:
+    """Return :func:`scores` in the precision that they need; see :func:`needs_double`."""
+    return scores(queries, vector.in_double() if needs_double(queries, vector) else vector)
+
+
+def _in_double(queries: Queries, vector: Vector) -> np.ndarray:
+    """Return the scores of a few training samples in float64, without another layout of the matrices."""
+    phi, coefficients = (np.asarray(as_numpy(array), dtype=np.float64) for array in vector)
+    matrices, offsets = (np.asarray(as_numpy(a), np.float64) for a in (queries.matrices, queries.offsets))
+    if queries.outputs is not None:
+        wide = Queries(matrices, offsets, as_numpy(queries.outputs))
+        return as_numpy(scores(wide, Vector(phi, coefficients)))
+    rows = phi.reshape(-1, phi.shape[-1])
+    weights = coefficients.reshape(len(rows), -1)
+    result = np.empty((len(queries), len(phi)))
+    for some in row_slices(len(matrices), max(1, WORKSPACE_BYTES // (8 * weights.size))):
+        images = np.matmul(rows, matrices[some])
+        images *= weights
+        result[some] = images.reshape(len(images), len(phi), -1).sum(axis=2)
+    return result + offsets[:, None]
 
 
 _in_thread = threading.local()
@@ -294,37 +361,55 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
         with np.errstate(over="ignore"):  # whoever asks for a narrow dtype looks for what does not fit
             return best.values.astype(self._dtype), best.rows
 
-    def query_orders(self, queries: Queries, orders: tuple[ORDER, ...]) -> tuple[TopK, ...]:
+    def query_orders(
+        self, queries: Queries, orders: tuple[ORDER, ...], *, in_double: bool = False
+    ) -> tuple[TopK, ...]:
         """Find several ends of the scores in one pass.
 
         Parameters
         ----------
         queries : Queries
         orders : tuple of ORDER
+        in_double : bool, default=False
+            Whether scores are computed in float64. By default they are in the precision of the features,
+            or in float64 for those samples where that loses digits; see :func:`needs_double`.
 
         Returns
         -------
         tuple of TopK
             What was found at each end.
         """
-        k, dot_product, workspace = self._k, self._scores, self.workspace_bytes
+        return self.query_sums(queries, orders, in_double=in_double)[0]
 
-        def search(part: Iterable[tuple[int, Vector]]) -> tuple[TopK, ...]:
-            found = tuple(TopK(len(queries), k, order) for order in orders)
+    def query_sums(
+        self, queries: Queries, orders: tuple[ORDER, ...], *, in_double: bool = False
+    ) -> tuple[tuple[TopK, ...], np.ndarray]:
+        """Find several ends of the scores, and their sums ``(T,)``; see :meth:`query_orders`."""
+        k, dot_product, workspace = self._k, self._scores, self.workspace_bytes
+        empty = tuple(TopK(len(queries), k, order) for order in orders)
+
+        def search(
+            part: Iterable[tuple[int, Vector]], found: tuple[TopK, ...]
+        ) -> tuple[tuple[TopK, ...], np.ndarray]:
+            sums = np.zeros(len(queries))
             with _one_workspace():
                 for start, vector in part:
+                    widen = in_double or needs_double(queries, vector, dot_product)
                     for rows in row_slices(vector.phi.shape[0], block_rows(queries, vector, workspace)):
                         some = Vector(vector.phi[rows, ...], vector.coefficients[rows, ...])
-                        block = dot_product(queries, some)
+                        block = as_numpy(dot_product(queries, some.in_double() if widen else some))
+                        sums += block.sum(axis=1)
                         for best in found:
                             best.add(block, start + rows.start)
-            return found
+            return found, sums
 
         engine = engine_of(self._dataset)
         if isinstance(engine, Serial):  # one pass, in which what was found narrows what is looked at
-            return search(self._dataset)
-        found = tuple(TopK(len(queries), k, order) for order in orders)
-        for of_part in engine.map(search, parts_of(self._dataset)):
-            for best, others in zip(found, of_part, strict=True):
+            return search(self._dataset, empty)
+        total = np.zeros(len(queries))
+        parts = parts_of(self._dataset)
+        for of_part, sums in engine.map(lambda part: search(part, copy.deepcopy(empty)), parts):
+            total += sums
+            for best, others in zip(empty, of_part, strict=True):
                 best.merge(others)
-        return found
+        return empty, total
