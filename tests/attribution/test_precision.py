@@ -5,7 +5,7 @@ import pytest
 from plain import Dense, batches
 
 import whence
-from whence.layers.losses import Curvature, Loss, SoftmaxCrossEntropy
+from whence.layers.losses import BinaryCrossEntropy, Curvature, Loss, SoftmaxCrossEntropy
 
 N, T, D, C, DAMPING, STEP = 200, 6, 5, 3, 1e-3, 1e-4
 #: What is promised of values: so far from the right one, relative to the largest for the same sample.
@@ -192,3 +192,126 @@ def test_the_derivative_of_rows_that_do_not_sum_to_one_is_that_of_their_loss():
     by_differences = [(loss.value(u + s, rows) - loss.value(u - s, rows)) / 2e-6 for s in steps]
     assert np.allclose(loss.residual(u, rows), np.transpose(by_differences), atol=1e-9)
     assert abs(loss.residual(u, rows).sum()) < 1e-15
+
+
+# ------------------------------------------------------- what float32 has no digits for, float64 has
+
+
+class Sigmoid:
+    """Features of two columns of which the third is the sum, in float32; questions off their span."""
+
+    def __init__(self, damping=1e-6):
+        rng = np.random.default_rng(2)
+        x = rng.integers(-64, 65, size=(N, 3)).astype(np.float32) / 32
+        x[:, 2] = x[:, 0] + x[:, 1]
+        self.x, self.damping = x, damping
+        self.kernel = np.asarray([[1.0], [-0.5], [0.25]], np.float32)
+        self.y = (rng.random((N, 1)) < 0.5).astype(np.float32)
+        self.some = rng.normal(size=(T, 3)).astype(np.float32), np.ones((T, 1), np.float32)
+
+    def lje(self, **options):
+        model = whence.InfluenceModel(Dense(self.kernel, None, BinaryCrossEntropy()))
+        return whence.RepresenterPointLJE(
+            model, batches(self.x, self.y, size=64), whence.ExactIHVPFactory(self.damping), **options
+        )
+
+    @property
+    def values(self):
+        """Of output 0, by eigenvectors, which tell the span from what lies across it."""
+        phi, q = self.x.astype(float), self.some[0].astype(float)
+
+        def derivatives(theta):
+            p = 1 / (1 + np.exp(-phi @ theta))
+            return p - self.y, p * (1 - p)
+
+        r, _ = derivatives(self.kernel.astype(float))
+        expanded = self.kernel + STEP * phi.T @ r / N
+        r, k = derivatives(expanded)
+        values, vectors = np.linalg.eigh((phi * k).T @ phi / N)
+        kept = vectors[:, 1:]  # the first is (1, 1, -1), across the features
+        similar = (phi @ kept) / (values[1:] + self.damping) @ (q @ kept).T
+        return ((q @ expanded)[:, 0] - r * similar).T / N
+
+
+def test_questions_off_the_span_of_collinear_features():
+    case = Sigmoid()
+    lje, right = case.lje(), case.values
+    found = lje.explain([case.some], k=4)
+    turned = np.where(case.some[0] @ case.kernel < 0, -1, 1)
+    assert_right(lje.influences([case.some]), turned * right)
+    for ids, values, of_sample in zip(found.ids, found.values, turned * right, strict=True):
+        assert_right(values, of_sample[ids])
+        assert_right(np.sort(of_sample)[::-1][:4], of_sample[ids])
+    assert found.values.dtype == np.float32
+    assert found.about["sum_error"] < 1e-5
+    assert found.about["solver_error"] < 1e-5
+
+
+def test_the_contract_has_the_digits_too():
+    case = Sigmoid()
+    lje, right = case.lje(), case.values
+    train = batches(case.x, case.y, size=64)
+    (scored,) = lje.estimate_influence_values_in_batches([case.some], train)
+    assert_right(np.concatenate([values for _, values in scored[1]], axis=1), right)
+
+    class Own(whence.BaseNearestNeighbors):
+        def build(self, dataset, dot_product_fun, k, query_batch_size, d_type=np.float32, order=None):
+            self.parts, self.scores, self.k = dataset, dot_product_fun, k
+
+        def query(self, vector_to_find, batch_size=None):
+            every = np.concatenate([self.scores(vector_to_find, part) for _, part in self.parts], axis=1)
+            rows = np.argsort(-every, axis=1)[:, : self.k]
+            return np.take_along_axis(every, rows, axis=1), rows
+
+    for search in (None, Own()):
+        (best,) = lje.top_k([case.some], train, k=4, nearest_neighbors=search)
+        assert_right(best[1], -np.sort(-right, axis=1)[:, :4])
+
+
+def test_a_part_of_a_shard_that_the_sample_missed_shows_in_the_sum(monkeypatch):
+    monkeypatch.setattr("whence.search.scores.needs_double", lambda *given: False)
+    case = Sigmoid()
+    found = case.lje().explain([case.some], k=4)
+    turned = np.where(case.some[0] @ case.kernel < 0, -1, 1)
+    for ids, values, of_sample in zip(found.ids, found.values, turned * case.values, strict=True):
+        assert_right(values, of_sample[ids])
+
+
+@pytest.mark.parametrize("ask", ["explain", "influences", "top_k"])
+def test_what_float64_has_no_digits_for_is_refused(ask):
+    case = Sigmoid(damping=1e-15)
+    case.x = case.x.astype(float) + 0.0
+    case.x[:, 2] = case.x @ [0.1, 0.3, 0]  # dependent, but for rounding
+    case.y = case.y.astype(float)
+    lje = case.lje()
+    more = (batches(case.x, case.y, size=64),) if ask == "top_k" else ()
+    with pytest.raises(whence.WhenceError, match="a system that float64 solves"):
+        getattr(lje, ask)([case.some], *more)
+
+
+def test_queries_that_share_nothing_with_the_samples_that_are_tried_are_answered():
+    """Of 200 samples with a feature of their own each, 64 are tried; a query knows one of the others."""
+    rng = np.random.default_rng(0)
+    x, y = np.eye(N), (rng.random((N, 1)) < 0.5).astype(float)
+    model = whence.InfluenceModel(Dense(rng.normal(size=(N, 1)), None, BinaryCrossEntropy()))
+    method = whence.InfluenceFunctions(model, [(x, y)], whence.ExactIHVPFactory(1e-9), progress=False)
+    values = method.influences([(x[1:3], y[1:3])])
+    assert np.array_equal(np.argmax(np.abs(values), axis=1), [1, 2])
+
+
+def test_sorted_training_samples():
+    """The first 600 say that float32 is enough for the Hessian, and the rest that it is not."""
+    rng = np.random.default_rng(3)
+    x = np.concatenate([rng.normal(size=(600, 3)) * 1e-2, rng.normal(size=(600, 3)) * 10]).astype(
+        np.float32
+    )
+    x[:, 2] = x[:, 0] + x[:, 1]
+    y = (rng.random((len(x), 1)) < 0.5).astype(np.float32)
+    kernel = np.asarray([[0.05], [-0.05], [0.025]], np.float32)
+
+    def values(x, y, kernel):
+        model = whence.InfluenceModel(Dense(kernel, None, BinaryCrossEntropy()))
+        factory = whence.ExactIHVPFactory(1e-4)
+        return whence.RepresenterPointLJE(model, [(x, y)], factory).influences([(x[-T:] + 1, y[-T:])])
+
+    assert_right(values(x, y, kernel), values(*(a.astype(float) for a in (x, y, kernel))))

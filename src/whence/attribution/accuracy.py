@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import NotConvergedError
+from whence._errors import WhenceError
 from whence.arrays.base import as_numpy
 from whence.attribution.question import Question
 from whence.ihvp import InverseHessianVectorProduct
@@ -24,11 +24,11 @@ from whence.index import Shard
 from whence.layers.linear_layer import LinearLayer
 from whence.search.scores import TOLERANCE, Queries, Vector, scores
 
-__all__ = ["Probe", "is_sum", "sum_error"]
+__all__ = ["LARGEST_ERROR", "Probe", "is_sum", "refuse_if_eaten", "sum_error"]
 
 #: How far values of a direct solver may be from those solved for the other way round, relative to the
 #: largest: beyond that there is no answer.
-LARGEST_ERROR = 1e-3
+LARGEST_ERROR = 1e-4
 
 
 def is_sum(sums: np.ndarray, expected: np.ndarray, found: dict[str, np.ndarray], n_samples: int) -> bool:
@@ -73,16 +73,11 @@ class Probe:
     signs : array of shape (m,)
     solved : array of shape (d, C)
         ``H^{-1} sum_i z_i g_i / N``.
-    is_direct : bool
-        Whether the solver has no tolerance that it was given.
-    damping : float
     """
 
     vector: Vector
     signs: np.ndarray
     solved: np.ndarray
-    is_direct: bool
-    damping: float
 
     @classmethod
     def of(
@@ -97,29 +92,26 @@ class Probe:
         rows = phi.reshape(-1, phi.shape[-1])
         gradient = rows.T @ signed.reshape(len(rows), -1)
         solved = layer.centred(as_numpy(ihvp.solve(layer.centred(gradient)[None, ...]).value)[0])
-        return cls(Vector(phi, coefficients), signs, solved / n_samples, ihvp.is_direct, ihvp.damping)
+        return cls(Vector(phi, coefficients), signs, solved / n_samples)
 
-    def errors(self, question: Question, queries: Queries) -> np.ndarray:
-        """Return how far values are from those solved for the other way round, relative to the largest.
+    def errors(self, question: Question, queries: Queries) -> tuple[np.ndarray, np.ndarray]:
+        """Return how far values are from those solved for the other way round, and how large they are.
 
-        Shape ``(T,)``; for one training sample, if errors of several are independent of each other.
-
-        Raises
-        ------
-        NotConvergedError
-            If a direct solver's answers are no answers.
+        Both of shape ``(T,)``: the error for one training sample, if those of several are independent of
+        each other, and the largest value among the samples.
         """
         values = as_numpy(scores(queries, self.vector))
-        offsets = as_numpy(queries.offsets)
-        gaps = (values - offsets[:, None]) @ self.signs + question.under(self.solved)
-        scale = np.abs(values).max(axis=1)
-        errors = np.abs(gaps) / np.sqrt(len(self.signs)) / np.where(scale > 0, scale, 1.0)
-        error = float(np.max(errors, initial=0.0))
-        if self.is_direct and not error <= LARGEST_ERROR:
-            raise NotConvergedError(
-                f"damping (={self.damping:g})",
-                f"a system that float64 solves, so that values are right to {LARGEST_ERROR:g} of the largest",
-                error,
-                "Raise the damping, or scale the layer's inputs to about 1: their squares stand beside it.",
-            )
-        return errors
+        gaps = (values - as_numpy(queries.offsets)[:, None]) @ self.signs + question.under(self.solved)
+        return np.abs(gaps) / np.sqrt(len(self.signs)), np.abs(values).max(axis=1)
+
+
+def refuse_if_eaten(error: float, damping: float) -> None:
+    """Raise if values of a direct solver are further off than rounding may be."""
+    if error <= LARGEST_ERROR:  # NaN is not
+        return
+    raise WhenceError(
+        f"damping (={damping:g})",
+        f"a system that float64 solves, with values right to {LARGEST_ERROR:g} of the largest",
+        f"values that are off by {error:.2g} of it, if training samples are solved for in place of queries",
+        "Raise the damping, or scale the layer's inputs to about 1: their squares stand beside it.",
+    )

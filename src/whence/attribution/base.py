@@ -18,7 +18,7 @@ import numpy as np
 
 from whence._errors import WhenceError, warn
 from whence.arrays.base import Array, as_numpy, astype, check_number
-from whence.attribution.accuracy import Probe
+from whence.attribution.accuracy import LARGEST_ERROR, Probe, refuse_if_eaten
 from whence.attribution.question import Question, hide, shares
 from whence.attribution.training_set import TrainingSet
 from whence.data.base import Batch
@@ -29,7 +29,8 @@ from whence.indexing.observation import Observation
 from whence.layers.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel
 from whence.progress import track
-from whence.search.scores import Queries, Vector, careful_scores
+from whence.search.scores import LinearNearestNeighbors, Queries, Vector, careful_scores, scores
+from whence.search.top_k import ORDER
 
 __all__ = [
     "Scorer",
@@ -203,16 +204,34 @@ class Scorer(ABC):
         return self._checked_queries(question)[0]
 
     def _checked_queries(self, question: Question) -> tuple[Queries, np.ndarray]:
-        """Return what a question asks of the training samples, and how far the solver is off, ``(T,)``.
+        """Return what a question asks of the training samples, and how far the solver is off.
+
+        Which is ``(T,)``, relative to the largest value, and 0 where nothing was solved.
 
         Raises
         ------
-        NotConvergedError
-            If rounding has eaten it.
+        WhenceError
+            If rounding has eaten the answers of a direct solver.
         """
         queries = self._queries(question)
-        errors = self._probe.errors(question, queries) if self._solves else np.zeros(len(queries))
-        return queries, errors
+        if not self._solves or not len(queries):
+            return queries, np.zeros(len(queries))
+        errors, scale = self._probe.errors(question, queries)
+        ihvp = self._solver
+        doubtful = np.flatnonzero(~(errors <= LARGEST_ERROR * scale))
+        if ihvp.is_direct and doubtful.size:  # the largest values may be of other samples than the probe's
+            search = LinearNearestNeighbors()
+            search.build(Vectors(self.index), scores, 1, doubtful.size)
+            ends = search.query_orders(queries.some(doubtful), tuple(ORDER), in_double=True)
+            scale[doubtful] = np.abs(np.concatenate([end.values for end in ends], axis=1)).max(axis=1)
+            refuse_if_eaten(float(np.max(errors[doubtful] / scale[doubtful])), ihvp.damping)
+        return queries, errors / np.where(scale > 0, scale, 1.0)
+
+    @property
+    def _solver(self) -> InverseHessianVectorProduct:
+        """The solver of a method that has one."""
+        ihvp: InverseHessianVectorProduct = self.ihvp  # type: ignore[attr-defined]
+        return ihvp
 
     @property
     def _solves(self) -> bool:
@@ -225,8 +244,7 @@ class Scorer(ABC):
         index = self.index
         rows = np.arange(0, index.n_samples, max(1, index.n_samples // PROBED_ROWS))[:PROBED_ROWS]
         some = index.take(rows)
-        ihvp: InverseHessianVectorProduct = self.ihvp  # type: ignore[attr-defined]  # of what solves
-        return Probe.of(ihvp, self.layer, some, index.n_samples)
+        return Probe.of(self._solver, self.layer, some, index.n_samples)
 
     @cached_property
     def _weighted(self) -> np.ndarray:

@@ -94,6 +94,16 @@ class Queries:
         outputs = None if self.outputs is None else self.outputs[rows]
         return Queries(self.matrices[rows, ...], self.offsets[rows], outputs)
 
+    def some(self, rows: np.ndarray) -> Queries:
+        """Return some of the queries, by their numbers."""
+
+        def cut(array: Array) -> Array:
+            return namespace(array).take(array, like(rows, array), axis=0)
+
+        return Queries(
+            cut(self.matrices), cut(self.offsets), None if self.outputs is None else cut(self.outputs)
+        )
+
     def on(self, phi: Array) -> Queries:
         """Return the queries in the library, on the device and in the precision of some features.
 
