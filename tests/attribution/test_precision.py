@@ -290,9 +290,10 @@ def test_what_float64_has_no_digits_for_is_refused(ask):
 
 
 def test_queries_that_share_nothing_with_the_samples_that_are_tried_are_answered():
-    """Of 200 samples with a feature of their own each, 64 are tried; a query knows one of the others."""
+    """Of 200 samples at right angles, 64 are tried; a query knows one of the others alone."""
     rng = np.random.default_rng(0)
-    x, y = np.eye(N), (rng.random((N, 1)) < 0.5).astype(float)
+    x, _ = np.linalg.qr(rng.normal(size=(N, N)))
+    y = (rng.random((N, 1)) < 0.5).astype(float)
     model = whence.InfluenceModel(Dense(rng.normal(size=(N, 1)), None, BinaryCrossEntropy()))
     method = whence.InfluenceFunctions(model, [(x, y)], whence.ExactIHVPFactory(1e-9), progress=False)
     values = method.influences([(x[1:3], y[1:3])])
