@@ -16,6 +16,7 @@ ORDER = [
     "_errors",
     "_registry",
     "_paths",
+    "_files",
     "progress",
     "arrays",
     "engine",

@@ -11,11 +11,13 @@ from typing import Any
 
 from whence._errors import MissingExtraError, WhenceError
 
-__all__ = ["as_path", "check_file", "explain_failures", "is_remote"]
+__all__ = ["as_path", "explain_failures", "is_remote"]
 
 
 def as_path(path: Any, what: str = "a folder") -> Path:
     """Return a path that a user gave, or raise if it is none.
+
+    A leading ``~`` is the home folder.
 
     An address such as ``s3://bucket/folder`` becomes a ``upath.UPath``, which does what a
     ``pathlib.Path`` does on any file system of fsspec.
@@ -36,7 +38,7 @@ def as_path(path: Any, what: str = "a folder") -> Path:
     if isinstance(text, str) and "\0" not in text:
         scheme, _, rest = text.partition("://")
         if not rest:
-            return Path(text)
+            return _at_home(Path(text))
         return Path(rest) if scheme in ("file", "local") else _remote(text)
     raise WhenceError("path", f"{what}, as text or a pathlib.Path", repr(path), "Pass its name.")
 
@@ -44,6 +46,15 @@ def as_path(path: Any, what: str = "a folder") -> Path:
 def is_remote(path: Any) -> bool:
     """Return whether a path is on a file system of fsspec, which has neither maps nor locks."""
     return not isinstance(path, Path) and hasattr(path, "fs") and hasattr(path, "path")
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # no such user, or a user without a home
+        raise WhenceError(
+            f"path {str(path)!r}", "a path below a home folder", str(error), "Write the path in full."
+        ) from error
 
 
 def _remote(address: str) -> Any:
@@ -89,17 +100,3 @@ def explain_failures(folder: Path) -> Iterator[None]:
             f"one that cannot ({error.strerror or error})",
             "Choose another path.",
         ) from error
-
-
-def check_file(path: str | Path) -> Path:
-    """Return ``path`` if a file can be written there, or say what is in the way."""
-    file = as_path(path, "a file")
-    with explain_failures(file):
-        is_folder, has_folder = file.is_dir(), file.parent.is_dir()
-    if is_folder:
-        raise WhenceError("path", "a file", f"the folder {str(file)!r}", "Name a file in it.")
-    if not has_folder:
-        raise WhenceError(
-            "path", "a file in a folder that exists", repr(str(file)), "Make the folder first."
-        )
-    return file

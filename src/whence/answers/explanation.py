@@ -195,7 +195,7 @@ class Explanation:
         Parameters
         ----------
         path : path
-            The file to write. An existing one is replaced.
+            The file to write. An older one that whence wrote is replaced; any other is left alone.
 
         Returns
         -------
@@ -207,7 +207,7 @@ class Explanation:
         MissingExtraError
             If pyarrow is not installed.
         WhenceError
-            If the file cannot be written there.
+            If the file cannot be written there, or another one would be lost.
         """
         return write_parquet(self._columns(), self.about, path)
 
@@ -295,7 +295,7 @@ class Explanation:
         Parameters
         ----------
         path : path
-            The file to write. An existing one is replaced.
+            The file to write. An older page of whence is replaced; any other file is left alone.
         samples : array, sequence or mapping, optional
             What to show of the explained samples, in their order, or a mapping by id. Texts are shown as
             text, images as images, rows as their values; without it, ids have to do.
@@ -320,7 +320,7 @@ class Explanation:
         MissingExtraError
             If jinja2 is not installed.
         WhenceError
-            If the file cannot be written there, or there is no sample of an id.
+            If the file cannot be written there, another one would be lost, or there is no sample of an id.
         """
         from whence.report.html import explanation_page  # a page is only made of answers that ask for it
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
-from whence._paths import check_file
+from whence._files import FileKind, check_file, replaced
 from whence.arrays.base import import_extra
 
 __all__ = ["by_method", "cells", "counted", "label_kind", "rows_named", "to_frame", "write_parquet"]
@@ -38,10 +38,14 @@ def write_parquet(columns: Mapping[str, Any], about: Mapping[str, Any], path: st
     """Write columns to a Parquet file, with ``about`` as JSON under ``whence`` in the schema's metadata."""
     pyarrow = import_extra("pyarrow", "parquet")
     parquet = import_extra("pyarrow.parquet", "parquet")
-    file = check_file(path)
+    kind = FileKind(
+        "a Parquet file of whence", lambda handle: b"whence" in parquet.read_schema(handle).metadata
+    )
+    file = check_file(path, kind)
     table = pyarrow.table(dict(columns))
     metadata = {"whence": json.dumps(dict(about), default=str)}
-    parquet.write_table(table.replace_schema_metadata(metadata), file)
+    with replaced(file) as handle:
+        parquet.write_table(table.replace_schema_metadata(metadata), handle)
     return file
 
 

@@ -112,7 +112,7 @@ class Suspects:
         Parameters
         ----------
         path : path
-            The file to write. An existing one is replaced.
+            The file to write. An older page of whence is replaced; any other file is left alone.
         training_samples : array, sequence or mapping, optional
             What to show of the training samples: in the order of the training set where ids are
             positions, else a mapping by id.

@@ -157,6 +157,8 @@ class Attribution(Answers):
         dataset
             ``(samples_to_evaluate, dataset of (training batch, scores (b_evaluate, b_train)))``.
         """
+        if save_influence_value_path is not None:
+            check_values_folder(save_influence_value_path, "influence values")
         with self.influence_model.on_device(device):
             opened = self.influence_model.open(train_set, "train_set")
             evaluated = self.influence_model.open(dataset_to_evaluate, "dataset_to_evaluate")
@@ -227,7 +229,7 @@ class Attribution(Answers):
             )
         d_type = _float_dtype(d_type)
         if save_top_k_ds_path is not None:
-            check_values_folder(save_top_k_ds_path)
+            check_values_folder(save_top_k_ds_path, "top k")
         with self.influence_model.on_device(device):
             opened = self.influence_model.open(train_set, "train_set")
             evaluated = self.influence_model.open(dataset_to_evaluate, "dataset_to_evaluate")
@@ -253,7 +255,7 @@ class Attribution(Answers):
             every = np.concatenate(places)
             if save_top_k_ds_path is not None:
                 found = {"ids": self.index.names(every), "values": np.concatenate(values)}
-                save_arrays(save_top_k_ds_path, found, self._manifest())
+                save_arrays(save_top_k_ds_path, "top k", found, self._manifest())
             samples = self._training_set.gather(opened, every, batches)
             results, start = [], 0
             for element, value in zip(elements, values, strict=True):
@@ -289,7 +291,7 @@ class Attribution(Answers):
 
     def _save_values(self, path: str | Path, queries: list[Queries], index: Index) -> None:
         values = np.concatenate([all_scores(part, index) for part in queries])
-        save_arrays(path, {"values": values, "ids": self.index.ids}, self._manifest())
+        save_arrays(path, "influence values", {"values": values, "ids": self.index.ids}, self._manifest())
 
 
 def _float_dtype(d_type: Any) -> np.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
+from whence._files import is_part, written_whole
 from whence._paths import as_path, explain_failures
 from whence.arrays.base import Array
 from whence.index import (
@@ -17,15 +19,17 @@ from whence.index import (
     Index,
     Method,
     StoredIndex,
-    check_folder,
     holds_index,
     stored_methods,
     write_index,
 )
-from whence.index.files import plain, write_array, write_json
+from whence.index.files import plain
 from whence.layers.linear_layer import Block
 
 __all__ = ["check_cache", "check_values_folder", "save_arrays", "stored_vectors"]
+
+#: What describes the answers in a folder, and its format.
+VALUES, VALUES_FORMAT = "values.json", "whence values"
 
 
 def stored_vectors(
@@ -79,15 +83,18 @@ def _loaded(index: Index, method: Method, path: str | Path) -> StoredIndex:
     )
 
 
-def save_arrays(path: str | Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
-    """Write some arrays to a folder of answers, one ``.npy`` file each."""
+def save_arrays(path: str | Path, kind: str, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Write some arrays to a folder of answers, one ``.npy`` file each, all of them or none."""
     folder = as_path(path)
-    check_values_folder(folder)
+    check_values_folder(folder, kind)
     with explain_failures(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for name, array in arrays.items():
-        write_array(folder / f"{name}.npy", array)
-    write_json(folder / "values.json", {"format": "whence values", **manifest})
+    manifest = json.dumps({"format": VALUES_FORMAT, "kind": kind, **about}, indent=1, default=plain)
+    with contextlib.ExitStack() as files:  # they take their names when it ends, the manifest last
+        files.enter_context(written_whole(folder / VALUES)).write(f"{manifest}\n".encode())
+        for name, array in arrays.items():
+            handle = files.enter_context(written_whole(folder / f"{name}.npy"))
+            np.save(handle, array, allow_pickle=False)
 
 
 def check_cache(cache: Any) -> CACHE:
@@ -102,10 +109,34 @@ def check_cache(cache: Any) -> CACHE:
     )
 
 
-def check_values_folder(path: str | Path) -> None:
-    """Raise if a folder exists that holds something else than answers."""
+def check_values_folder(path: str | Path, kind: str) -> None:
+    """Raise if a folder exists that holds something else than answers of this kind."""
     folder = as_path(path)
     with explain_failures(folder):
-        if (folder / "values.json").is_file():
+        if not folder.exists():
             return
-    check_folder(folder)
+        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else None
+    if names is not None and all(map(is_part, names)):
+        return
+    found = _values_record(folder) if names is not None and VALUES in names else None
+    got = "a file" if names is None else "a folder with other files in it"
+    if found is not None:
+        if found.get("kind", kind) == kind and not holds_index(folder):
+            return
+        got = f"one with answers of another kind ({found.get('kind')})"
+    raise WhenceError(
+        f"path {str(folder)!r}",
+        f"a new path, an empty folder, or one with the {kind} that whence wrote",
+        got,
+        "Choose another path; nothing was written.",
+    )
+
+
+def _values_record(folder: Path) -> dict[str, Any] | None:
+    """Return what is recorded of the answers in a folder; None if that is not of whence."""
+    try:
+        record = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_ours = isinstance(record, dict) and record.get("format") == VALUES_FORMAT
+    return record if is_ours else None

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from whence._errors import WhenceError
+from whence._paths import as_path
 from whence.cli.notes import note, say
 from whence.cli.options import (
     DATA,
@@ -85,6 +86,11 @@ def _stoppable(command: Callable[..., None], settings: dict[str, bool]) -> Calla
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
         settings["debug"] |= arguments.get("debug", False)
+        for name, value in arguments.items():
+            if isinstance(value, Path):
+                arguments[name] = as_path(value)
+        if str(arguments.get("model") or "").startswith("~"):
+            arguments["model"] = str(as_path(arguments["model"]))
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of TensorFlow's start no one needs to read
         try:
             command(**arguments)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
-from whence._paths import check_file
+from whence._files import check_file
 from whence.answers.explanation import Explanation
 from whence.answers.suspects import Suspects
 from whence.attribution import load_index
@@ -23,6 +23,7 @@ from whence.cli.record import Record, read_record
 from whence.data.base import Batch, fingerprints
 from whence.index import StoredIndex
 from whence.index.store import holds_index
+from whence.report.page import PAGE
 
 __all__ = ["Answer", "explain", "suspects"]
 
@@ -68,7 +69,7 @@ def explain(
     ``changes``: what a person says about model and samples this time, by the names of the attributes of
     :class:`ModelSpec` and :class:`Reading`; ``None`` where it is as it was.
     """
-    file = None if report is None else check_file(report)
+    file = None if report is None else _report_file(report, folder)
     check_path(path, "SAMPLES")
     record = _record_of(folder, data)
     opened, form = _reopened(record, changes, asked)
@@ -90,6 +91,14 @@ def explain(
         training = _training_samples(ids, answers, record)
         found.save_html(file, **_shown(samples, training, ids, answers), class_names=names)
     return Answer(found, names, file)
+
+
+def _report_file(report: Path, folder: Path) -> Path:
+    """Return the file of a report, which is neither another file that is there nor in the index."""
+    if folder.resolve() in report.resolve().parents:
+        got = f"{str(report)!r}, inside of it"
+        raise WhenceError("--report", "a file outside of the index", got, "Choose another path.")
+    return check_file(report, PAGE)
 
 
 def _record_of(folder: Path, data: Path | None) -> Record | None:
@@ -221,7 +230,7 @@ def suspects(
     asked: Asked,
 ) -> Answer:
     """List the training samples whose labels are most doubtful."""
-    file = None if report is None else check_file(report)
+    file = None if report is None else _report_file(report, folder)
     record = _record_of(folder, data)
     asked.say(f"Opening {folder}")
     answers = _opened_method(folder, record, None, method, asked)

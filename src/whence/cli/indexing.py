@@ -14,7 +14,7 @@ from whence.attribution import RepresenterPointLJE
 from whence.cli.data import Batches, Reading, Samples, check_path, read_samples
 from whence.cli.forms import Form, is_text
 from whence.cli.models import ModelSpec, OpenedModel, code_of, open_model
-from whence.cli.record import Record, write_record
+from whence.cli.record import Record, check_record, write_record
 from whence.data.base import Batch
 from whence.ihvp import SOLVERS
 from whence.index.store import BEGUN, check_folder, holds_index
@@ -79,6 +79,7 @@ def index(
     method.
     """
     check_folder(folder)
+    check_record(folder)
     check_path(data, "DATA")
     _check_images(data, spec, reading)
     asked.say(f"Loading {spec.model}")

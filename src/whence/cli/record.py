@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from whence._errors import WhenceError
+from whence._paths import explain_failures
 from whence.cli.data import Reading
 from whence.cli.forms import Form
 from whence.cli.models import ModelSpec
 from whence.index.files import write_json
 
-__all__ = ["Record", "read_record", "write_record"]
+__all__ = ["Record", "check_record", "read_record", "write_record"]
 
 RECORD = "command.json"
 FORMAT, FORMAT_VERSION = "whence command", 1
@@ -67,6 +68,26 @@ def write_record(folder: Path, record: Record) -> None:
         "method": record.method,
     }
     write_json(folder / RECORD, content)
+
+
+def check_record(folder: Path) -> None:
+    """Raise if the file that would be written holds something else than a record of whence."""
+    file = folder / RECORD
+    with explain_failures(folder):
+        if not file.exists():
+            return
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            content = None
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        return
+    raise WhenceError(
+        f"path {str(folder)!r}",
+        f"a folder whose {RECORD} whence wrote, or without one",
+        "another file of that name",
+        "Choose another path, or move that file.",
+    )
 
 
 def read_record(folder: Path) -> Record | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._paths import check_file
+from whence._files import check_file
 from whence.answers.explanation import Explanation
 from whence.arrays.base import import_extra
 from whence.attribution import RepresenterPointLJE
@@ -23,6 +23,7 @@ from whence.demo.report import CHECKED, DEMO_SCORES, Completeness, DemoResult, d
 from whence.ihvp import ExactIHVPFactory
 from whence.models import InfluenceModel
 from whence.progress import track
+from whence.report.page import PAGE
 
 __all__ = ["Digits", "load_digits", "run"]
 
@@ -75,7 +76,7 @@ def run(
     Parameters
     ----------
     output : path, default="whence-demo.html"
-        The HTML file to write; an existing one is replaced.
+        The HTML file to write; an older page of whence is replaced.
     seed : int, default=0
         Of the split, the wrong labels and the training.
     epochs : int
@@ -94,7 +95,7 @@ def run(
         If the file cannot be written there.
     """
     start = time.perf_counter()
-    file = check_file(output)
+    file = check_file(output, PAGE)
     say("Loading Keras")
     _load_packages(progress)
     digits = load_digits(seed, n_training)

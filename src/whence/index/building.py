@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError, warn
+from whence._files import remove_parts
 from whence._paths import as_path, explain_failures
 from whence.arrays.base import Array, as_numpy
 from whence.arrays.sparse import SparseRows
 from whence.index.base import Index, check_ids
-from whence.index.files import Lock, open_array, remove_parts, write_array, write_json
+from whence.index.files import Lock, open_array, write_array, write_json
 from whence.index.layout import arrays_of
 from whence.index.records import PLAN, SHARD, WHOLE, difference
 from whence.index.shard import Shard, check_feature_dtype, narrow, shard_rows

@@ -1,8 +1,6 @@
-"""Files that are there whole or not at all, what tells that they are unharmed, and a lock.
+"""Arrays and records in files, what tells that they are unharmed, and a lock.
 
-A file is written under another name, synced to the disk, and renamed; a process that is killed leaves at
-most a ``.part`` behind, which no one reads. On a file system of fsspec a file is put whole: object stores
-do that at once; elsewhere it is renamed too. It is read whole, and compared with its checksum each time.
+A file on a file system of fsspec is read whole, and compared with its checksum each time.
 """
 
 from __future__ import annotations
@@ -11,71 +9,39 @@ import contextlib
 import io
 import json
 import os
-import uuid
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from whence._errors import WhenceError
+from whence._files import written_whole
 from whence._paths import explain_failures, is_remote
 
 __all__ = [
     "LOCK",
-    "PART",
     "Lock",
     "Stamp",
     "check_checksum",
     "check_size",
+    "is_lock",
     "open_array",
     "plain",
-    "remove_parts",
     "write_array",
     "write_json",
-    "written_whole",
 ]
-
-#: What a file is called while it is being written.
-PART = ".part"
 
 #: The file that the lock is on.
 LOCK = "lock"
-
-#: File systems of fsspec on which a file that is put is there whole or not at all.
-PUT_WHOLE = {"abfs", "abfss", "adl", "az", "gcs", "gs", "memory", "oci", "s3", "s3a"}
 
 #: What is recorded of a file: its name, its length in bytes, and the CRC-32 of all of them.
 Stamp = dict[str, Any]
 
 CHUNK_BYTES = 4 * 2**20
-
-
-@contextlib.contextmanager
-def written_whole(file: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name once it is complete and on the disk."""
-    # A name of its own: on a cluster two workers may be at the same file, one of them given up for lost.
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}{PART}")
-    if is_remote(file):
-        buffer = io.BytesIO()
-        yield buffer
-        with explain_failures(file.parent):
-            _put(file, part, buffer.getvalue())
-        return
-    with explain_failures(file.parent):
-        try:
-            with open(part, "wb", opener=_open_itself) as handle:
-                yield handle
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(part, file)
-            _sync_folder(file.parent)
-        except BaseException:
-            with contextlib.suppress(OSError):  # gives its room back; the first error is the one to tell
-                part.unlink()
-            raise
 
 
 def write_array(file: Path, array: np.ndarray) -> Stamp:
@@ -110,20 +76,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove what processes that were killed left behind; no other may be writing there."""
-    for part in folder.glob(f"*{PART}"):
-        part.unlink(missing_ok=True)
-
-
-def _put(file: Any, part: Any, content: bytes) -> None:
-    if file.protocol in PUT_WHOLE:
-        file.fs.pipe_file(file.path, content)
-        return
-    file.fs.pipe_file(part.path, content)
-    file.fs.mv(part.path, file.path)
 
 
 def open_array(file: Path, stamp: Stamp) -> np.ndarray:
@@ -215,6 +167,14 @@ class Lock:
             return
         with explain_failures(folder):
             self._handle = _open_itself(folder / LOCK, os.O_RDWR | os.O_CREAT)
+            if not _is_lock(self._handle):
+                os.close(self._handle)
+                raise WhenceError(
+                    f"path {str(folder)!r}",
+                    f"a folder without another file of the name {LOCK!r}, which is needed to lock it",
+                    "one that somebody else put there",
+                    "Choose another path, or move that file.",
+                )
         try:
             _lock(self._handle, wait)
         except OSError as error:
@@ -246,6 +206,24 @@ class Lock:
         self.release()
 
 
+def is_lock(file: Path) -> bool:
+    """Return whether a file is a lock: there is nothing in it but the number of a process."""
+    handle = _open_itself(file, os.O_RDONLY)
+    try:
+        return _is_lock(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_lock(handle: int) -> bool:
+    there = os.fstat(handle)
+    if not stat.S_ISREG(there.st_mode) or there.st_size > 32:
+        return False
+    content = os.read(handle, 32)
+    os.lseek(handle, 0, os.SEEK_SET)
+    return not content or content.strip(b"\0").isdigit()
+
+
 def _open_itself(file: str | Path, flags: int) -> int:
     """Open a file to write, but nothing that a link of its name leads to."""
     return os.open(file, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
@@ -270,13 +248,3 @@ def _chunks(array: np.ndarray) -> Iterator[memoryview]:
     raw = memoryview(array.reshape(-1).view(np.uint8).data)
     for start in range(0, len(raw), CHUNK_BYTES):
         yield raw[start : start + CHUNK_BYTES]
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened; a rename is then as safe as it gets
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
+from whence._files import remove_parts
 from whence._paths import is_remote
 from whence.arrays.base import Array, as_numpy
 from whence.engine.base import Engine
@@ -21,7 +22,6 @@ from whence.index.files import (
     check_checksum,
     check_size,
     open_array,
-    remove_parts,
     write_array,
     write_json,
 )

@@ -25,16 +25,17 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
+from whence._files import is_part
 from whence._paths import as_path, explain_failures, is_remote
 from whence.arrays.base import Array
 from whence.engine.base import Engine, as_engine, cut
 from whence.index.base import Index
 from whence.index.files import (
     LOCK,
-    PART,
     Stamp,
     check_checksum,
     check_size,
+    is_lock,
     open_array,
 )
 from whence.index.layout import ARRAYS, array_of, misfit
@@ -69,9 +70,8 @@ def check_folder(folder: Path) -> None:
         if not folder.exists():
             return
         names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else None
-    if names is not None and (
-        {MANIFEST, BEGUN} & names or all(n == LOCK or n.endswith(PART) for n in names)
-    ):
+    # A manifest is read before anything is written: it says whether it is ours.
+    if names is not None and ({MANIFEST, BEGUN} & names or all(_is_left(folder, name) for name in names)):
         return
     raise WhenceError(
         f"path {str(folder)!r}",
@@ -79,6 +79,11 @@ def check_folder(folder: Path) -> None:
         "a file" if names is None else "a folder with other files in it",
         "Choose another path; nothing was written.",
     )
+
+
+def _is_left(folder: Path, name: str) -> bool:
+    """Return whether a file is what a process leaves that is killed before it wrote a manifest."""
+    return is_part(name) or (name == LOCK and not is_remote(folder) and is_lock(folder / name))
 
 
 def read_json(file: Path, fix: str, form: Any) -> dict[str, Any]:
@@ -92,7 +97,12 @@ def read_json(file: Path, fix: str, form: Any) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise WhenceError(where, f"JSON in {file.name}", str(error), fix) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise WhenceError(where, f"an index of whence, by {file.name}", "another file of that name", fix)
+        raise WhenceError(
+            where,
+            f"an index of whence, by {file.name}",
+            "another file of that name",
+            "Choose another path; nothing was written.",
+        )
     if content.get("format_version") != FORMAT_VERSION:
         raise WhenceError(
             where,

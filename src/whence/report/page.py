@@ -12,14 +12,28 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from whence._paths import check_file, explain_failures
+from whence._files import FileKind, check_file, replaced
 from whence.arrays.base import import_extra
 from whence.report.export import Export
 from whence.report.pictures import Picture
 
-__all__ = ["Card", "Cell", "Column", "Contribution", "Fact", "Page", "Section", "Side", "Table"]
+__all__ = ["PAGE", "Card", "Cell", "Column", "Contribution", "Fact", "Page", "Section", "Side", "Table"]
+
+
+#: What tells a page: in its head, and in pages of version 0.1 right behind it.
+SIGNS = (b'<meta name="generator" content="whence', b'<p class="brand">whence</p>')
+#: Where they stand at the latest.
+N_BYTES = 2**16
+
+
+def _is_page(handle: BinaryIO) -> bool:
+    head = handle.read(N_BYTES)
+    return head.startswith(b"<!doctype html>") and any(sign in head for sign in SIGNS)
+
+
+PAGE = FileKind("a page of whence", _is_page)
 
 
 @dataclass(frozen=True)
@@ -199,13 +213,12 @@ class Page:
         Raises
         ------
         WhenceError
-            If the file cannot be written there.
+            If the file cannot be written there, or another file than a page of whence would be lost.
         """
-        file = check_file(path)
-        # Before the file is opened, so that an older page is not lost; text may hold half a character.
-        page = self.render().encode("utf-8", "replace")
-        with explain_failures(file):
-            file.write_bytes(page)
+        file = check_file(path, PAGE)
+        page = self.render().encode("utf-8", "replace")  # text may hold half a character
+        with replaced(file) as handle:
+            handle.write(page)
         return file
 
 
