@@ -101,7 +101,7 @@ def read_json(file: Path, fix: str, form: Any) -> dict[str, Any]:
             where,
             f"an index of whence, by {file.name}",
             "another file of that name",
-            "Choose another path; nothing was written.",
+            f"Choose another path. If whence made the rest of the folder: {fix}",
         )
     if content.get("format_version") != FORMAT_VERSION:
         raise WhenceError(
