@@ -162,7 +162,7 @@ def test_a_config_keeps_what_it_held(net, table, collate):
         net.config.problem_type = before
 
 
-def test_a_loss_that_is_no_function_of_torch(net, table, collate):
+def test_a_loss_that_is_doubled(net, table, collate, lje):
     class Own(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -174,5 +174,7 @@ def test_a_loss_that_is_no_function_of_torch(net, table, collate):
                 output.loss = output.loss * 2
             return output
 
-    with pytest.raises(whence.WhenceError, match="Pass it as loss_function"):
-        whence.InfluenceModel(Own()).index(batches(table, collate), progress=False)
+    doubled = whence.InfluenceModel(Own())
+    index = doubled.index(batches(table.select(range(N)), collate), progress=False)
+    expected = 2 * lje.layer.mean_gradient(lje.index)
+    assert_close(doubled.layer.mean_gradient(index), expected, 1e-5)

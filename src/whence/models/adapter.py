@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from whence.data.base import leaves
 from whence.layers.losses import Loss
 from whence.models.differentiated import DifferentiatedLoss
 
-__all__ = ["ADAPTERS", "Adapter", "LossSpec", "Weights", "adapter_for", "register_adapter"]
+__all__ = ["ADAPTERS", "Adapter", "LossSpec", "Reading", "Weights", "adapter_for", "register_adapter"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,30 @@ class Weights:
         if self.bias is None:
             return theta
         return np.concatenate([theta, np.asarray(self.bias, dtype=np.float64)[None, :]])
+
+
+class Reading(NamedTuple):
+    """What an adapter reads of a batch.
+
+    Attributes
+    ----------
+    features : array of shape (n, d) or (n, ..., d)
+        The input of the target layer, without the bias's constant.
+    mask : array or None
+        Which positions of a sequence the model's mask does not hide; true counts.
+    labels : array or None
+        What the loss takes for labels: those of the batch, but for models that change them first.
+    call : tree of arrays
+        The batch as ``tail``, ``output`` and ``differentiated`` take it.
+    mask_counts : bool
+        Whether the loss leaves out what the mask hides; else labels alone say what counts.
+    """
+
+    features: Array
+    mask: Array | None
+    labels: Any
+    call: Any
+    mask_counts: bool = True
 
 
 class Adapter(ABC):
@@ -152,6 +176,11 @@ class Adapter(ABC):
         The mask has the shape of the features without their last axis; true counts.
         """
         return self.features(inputs), None
+
+    def read(self, inputs: Any, labels: Any) -> Reading:
+        """Return what there is to know of a batch; ``labels`` may be None."""
+        features, mask = self.features_and_mask(inputs)
+        return Reading(features, mask, labels, inputs)
 
     @abstractmethod
     def tail(self, inputs: Any, pre_activations: np.ndarray) -> np.ndarray:

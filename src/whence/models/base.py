@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from whence.indexing.base import index_of
 from whence.indexing.observation import Observation
 from whence.layers.linear_layer import Block, LinearLayer
 from whence.layers.losses import Loss
-from whence.models.adapter import Adapter, adapter_for
+from whence.models.adapter import Adapter, Reading, adapter_for
 from whence.models.differentiated import DifferentiatedLoss
 from whence.models.recipe import Recipe
 from whence.models.sequence import (
@@ -32,6 +32,15 @@ from whence.models.sequence import (
 from whence.models.tail import decide_loss
 
 __all__ = ["InfluenceModel"]
+
+
+class _Read(NamedTuple):
+    """Checked features, the mask on their positions, the positions' axes, and what the adapter gave."""
+
+    phi: Array
+    mask: np.ndarray | None
+    positions: tuple[int, ...]
+    given: Reading
 
 
 class InfluenceModel:
@@ -196,13 +205,16 @@ class InfluenceModel:
         WhenceError
             If inputs or features are not finite, or the features have the wrong width.
         """
-        return self._read(batch)[0]
+        return self._read(batch).phi
 
     def targets(self, batch: Batch) -> np.ndarray:
         """Return the labels of a batch in the loss's form, checked; one a sample."""
-        labels = self._adapter.encode_labels(batch.labels, batch.where)
-        check_finite(labels, "labels", batch.where, "Clean or drop the samples.")
-        return self.loss.encode(labels, self._n_outputs, batch.where)
+        return self._targets(batch.labels, batch.where)
+
+    def _targets(self, labels: Any, where: str) -> np.ndarray:
+        labels = self._adapter.encode_labels(labels, where)
+        check_finite(labels, "labels", where, "Clean or drop the samples.")
+        return self.loss.encode(labels, self._n_outputs, where)
 
     def sample_weights(self, batch: Batch) -> np.ndarray | None:
         """Return the sample weights of a batch, checked, or None; one a sample."""
@@ -228,9 +240,9 @@ class InfluenceModel:
         WhenceError
             If any of them is not what the model was trained with.
         """
-        phi, mask, positions = self._read(batch)
+        phi, mask, positions, given = self._read(batch)
         if not positions:
-            target = None if batch.labels is None else like(self.targets(batch), phi)
+            target = None if given.labels is None else like(self._targets(given.labels, batch.where), phi)
             weight = self.sample_weights(batch)
             by_class = None if target is None else self._adapter.class_weights(as_numpy(target))
             if by_class is not None:
@@ -243,12 +255,13 @@ class InfluenceModel:
             counted = flat_positions(mask, len(positions))
             check_mask(counted, batch.where)
         visible, target = counted, None
-        if batch.labels is not None:
-            labels = as_numpy(batch.labels)
+        if given.labels is not None:
+            labels = as_numpy(given.labels)
+            counted = counted if given.mask_counts else np.ones_like(counted)
             counted = self._without_ignored(labels, counted)
             target = position_targets(self.loss, labels, positions, counted, self._n_outputs, batch.where)
-        given = self._weights_given(batch)
-        weight = position_weights(counted, given, positions, np.float64, batch.where)
+        weights = self._weights_given(batch)
+        weight = position_weights(counted, weights, positions, np.float64, batch.where)
         target = None if target is None else like(target, phi)
         return Observation(phi, target, astype(like(weight, phi), phi.dtype), visible)
 
@@ -365,10 +378,11 @@ class InfluenceModel:
     def _n_outputs(self) -> int:
         return int(self._adapter.weights().kernel.shape[1])
 
-    def _read(self, batch: Batch) -> tuple[Array, np.ndarray | None, tuple[int, ...]]:
-        """Return checked features, the mask on their positions, and the shape of the positions."""
+    def _read(self, batch: Batch) -> _Read:
+        """Return checked features, and what else the adapter reads of a batch."""
         self._adapter.check_inputs(batch.inputs, batch.where)
-        phi, mask = self._extract(batch)
+        given = self._extract(batch)
+        phi, mask = given.features, given.mask
         xp = namespace(phi)
         if not xp.isdtype(phi.dtype, ("bool", "integral", "real floating")):
             raise WhenceError(
@@ -399,17 +413,18 @@ class InfluenceModel:
         if self._loss is None:
             self._adapter.learn_loss(batch.inputs, batch.labels)
             self._spec = self._adapter.loss_spec()
-            self._loss = decide_loss(self._adapter, batch.inputs, phi, self._loss_was_assumed)
+            self._loss = decide_loss(self._adapter, given.call, phi, self._loss_was_assumed)
             if isinstance(self._loss, DifferentiatedLoss):
-                self._loss.remember(self.pickled, take_rows(batch.inputs, slice(0, 2)))
+                self._loss.remember(self.pickled, take_rows(given.call, slice(0, 8)))
         positions = tuple(int(size) for size in phi.shape[1:-1])
         if positions:
             phi = flat_positions(phi, len(positions))
-        return phi, None if mask is None else as_numpy(mask).astype(bool), positions
+        mask = None if mask is None else as_numpy(mask).astype(bool)
+        return _Read(phi, mask, positions, given)
 
-    def _extract(self, batch: Batch) -> tuple[Array, Array | None]:
+    def _extract(self, batch: Batch) -> Reading:
         try:
-            return self._adapter.features_and_mask(batch.inputs)
+            return self._adapter.read(batch.inputs, batch.labels)
         except WhenceError:
             raise
         except Exception as error:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
 from whence._errors import WhenceError
-from whence.arrays.base import Array, as_numpy, import_extra
-from whence.data.base import leaves, map_leaves, take_rows
-from whence.models.adapter import Adapter, LossSpec, Weights, register_adapter
+from whence.arrays.base import Array, as_numpy, check_number, import_extra
+from whence.data.base import leaves, take_rows
+from whence.models.adapter import Adapter, LossSpec, Reading, Weights, register_adapter
 from whence.models.differentiated import DifferentiatedLoss, identity_of
+from whence.models.torch.calls import Caller, Watched
 from whence.models.torch.derivatives import TorchDerivatives, torch_output
-from whence.models.torch.losses import own_loss, read_loss
-from whence.models.torch.module import (
-    check_device,
-    device_named,
-    exclusive,
-    linear_layers,
-    takes,
-    takes_any_keyword,
-    takes_positions,
-    unwrapped,
-)
+from whence.models.torch.form import Form, checked_weights, form_of, spread, stands_for_units
+from whence.models.torch.layers import Dense, calls_in_order, dense_layers, used_behind
+from whence.models.torch.losses import check_callable, read_loss
+from whence.models.torch.module import check_device, device_named, exclusive, takes, unwrapped
+from whence.models.torch.own import CalledLoss, own_loss
 from whence.models.torch.tail import TorchTail, inference
 
 __all__ = ["TorchAdapter"]
@@ -71,6 +66,8 @@ class TorchAdapter(Adapter):
         weight_decay: float = 0.0,
         device: Any = None,
         label_key: str | None = None,
+        forward: Any = None,
+        loss: Any = None,
     ) -> None:
         self._torch = import_extra("torch", "torch")
         self._given = model, start_layer, loss_function
@@ -79,18 +76,21 @@ class TorchAdapter(Adapter):
             "weight_decay": weight_decay,
             "device": device,
             "label_key": label_key,
+            "forward": forward,
+            "loss": loss,
         }
         self.label_key = label_key
         self._model = unwrapped(model)
-        self._linear = linear_layers(self._torch, self._model)
+        self._dense = dense_layers(self._torch, self._model)
         self._start_layer = start_layer
+        check_number(weight_decay, "weight_decay")
         self._weight_decay = float(weight_decay)
         self._classes = classes
-        self._loss = None if loss_function is None else read_loss(loss_function)
+        self._loss: Any = None if loss_function is None else read_loss(loss_function)
         self._device = check_device(self._torch, self._model, device)
-        self._layer: Any = None
+        self._layer: Dense | None = None
         self._layer_name = ""
-        self._was_tried = False
+        self._form: Form | None = None  # with what follows from it, learned from the first batch
         if self._loss is None and not takes(self._model, "labels"):
             raise WhenceError(
                 "loss_function",
@@ -98,6 +98,14 @@ class TorchAdapter(Adapter):
                 "None",
                 "Pass loss_function=torch.nn.CrossEntropyLoss(), or whatever it was.",
             )
+        self._caller = Caller(
+            self._torch,
+            self._model,
+            self._at,
+            check_callable(forward, "forward", "forward(model, batch)"),
+            label_key,
+            self._loss is None,
+        )
         if isinstance(start_layer, str):
             self._choose(start_layer)
         elif isinstance(start_layer, bool) or not isinstance(start_layer, int):
@@ -119,12 +127,11 @@ class TorchAdapter(Adapter):
     def weights(self) -> Weights:
         """Return the target layer's weights as they are now."""
         layer = self._chosen_layer()
-        bias = None if layer.bias is None else as_numpy(layer.bias)
-        return Weights(as_numpy(layer.weight).T, bias, self._weight_decay, self._weight_decay)
+        return Weights(layer.kernel().T, layer.bias(), self._weight_decay, self._weight_decay)
 
-    def _chosen_layer(self) -> Any:
-        if self._layer is None and len(self._linear) == 1 and self._start_layer in (0, -1):
-            self._choose(next(iter(self._linear)))
+    def _chosen_layer(self) -> Dense:
+        if self._layer is None and len(self._dense) == 1 and self._start_layer in (0, -1):
+            self._choose(next(iter(self._dense)))
         if self._layer is None:
             raise WhenceError(
                 "target layer",
@@ -138,11 +145,13 @@ class TorchAdapter(Adapter):
         modules = dict(self._model.named_modules())
         if name not in modules:
             raise WhenceError("target layer", "a name of named_modules()", repr(name), self._listing())
-        if name not in self._linear:
+        if name not in self._dense:
             got = f"{name!r}, a {type(modules[name]).__name__}"
             raise WhenceError("target layer", "a torch.nn.Linear", got, self._listing())
-        layer = self._linear[name]
-        twins = [n for n, x in self._linear.items() if x is not layer and x.weight is layer.weight]
+        layer = self._dense[name]
+        twins = [
+            n for n, x in self._dense.items() if x is not layer and x.linear.weight is layer.linear.weight
+        ]
         if twins:
             raise WhenceError(
                 f"layer {name!r}",
@@ -152,15 +161,9 @@ class TorchAdapter(Adapter):
             )
         self._layer, self._layer_name = layer, name
 
-    def _choose_by_calls(self, inputs: Any) -> None:
+    def _choose_by_calls(self, batch: Any) -> None:
         """Give the linear layers numbers in the order in which a forward pass calls them."""
-        called: dict[str, None] = {}
-        with exclusive(self._model), ExitStack() as hooks:
-            for name, layer in self._linear.items():
-                hook = layer.register_forward_pre_hook(lambda *_, n=name: called.update({n: None}))
-                hooks.callback(hook.remove)
-            self._run(inputs)
-        order = list(called)
+        order = calls_in_order(self._model, self._dense, lambda: self._run(batch))
         wanted = int(self._start_layer)
         if not -len(order) <= wanted < len(order):
             raise WhenceError(
@@ -169,10 +172,12 @@ class TorchAdapter(Adapter):
                 f"{wanted}" if order else "none that a forward pass calls",
                 f"Called are, in this order: {', '.join(order)}." if order else self._listing(),
             )
+        if wanted == -1:
+            order = [name for name in order if self._reaches_output(name, batch)] or order
         self._choose(order[wanted])
 
     def _listing(self) -> str:
-        return f"The linear layers are: {', '.join(self._linear)}."
+        return f"The linear layers are: {', '.join(self._dense)}."
 
     # --------------------------------------------------------------------------- what it gives
 
@@ -184,87 +189,68 @@ class TorchAdapter(Adapter):
         """Return what is known of the loss; of a model's own loss nothing before a batch with labels."""
         return LossSpec(None, "", "of the model itself") if self._loss is None else self._loss.spec()
 
-    def learn_loss(self, inputs: Any, labels: Any) -> None:
-        """Find out which loss a model computes by itself, from a batch with labels."""
-        if self._loss is not None:
-            return
-        if labels is None:
-            raise WhenceError(
-                "loss of the model itself",
-                "a batch with labels first, to see which loss the model computes of them",
-                "one without labels",
-                "Index the training set, or pass loss_function=...",
-            )
-        rows = slice(0, TRIED_ROWS)
-        labels = self._to_device(take_rows(labels, rows))
-        with _restored_config(self._model):
-            self._loss = own_loss(
-                self._torch, lambda: _returned_loss(self._run(take_rows(inputs, rows), labels=labels))
-            )
-        if self._loss is None:
-            raise WhenceError(
-                "loss of the model itself",
-                "one that is a loss of torch.nn.functional on its output",
-                "another one",
-                "Pass it as loss_function=lambda output, target: ..., one number a sample.",
-            )
-
     def features(self, inputs: Any) -> Array:
         """Return the input of the target layer, shape ``(n, d)`` or ``(n, ..., d)``."""
-        return self.features_and_mask(inputs)[0]
+        return self.read(inputs, None).features
 
-    def features_and_mask(self, inputs: Any) -> tuple[Array, Array | None]:
-        """Return the input of the target layer, and the attention mask where it is along positions."""
-        if self._layer is None:
-            self._choose_by_calls(take_rows(inputs, slice(0, TRIED_ROWS)))
-        features = self._record(inputs)
-        if not self._was_tried:
-            self._check_same_again(inputs)
-        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-        if mask is not None and (features.ndim == 2 or mask.shape != features.shape[:-1]):
-            mask = None
+    def read(self, inputs: Any, labels: Any) -> Reading:
+        """Return the input of the target layer, and labels as the loss takes them."""
+        batch = self._caller.batch(inputs, labels)
+        if self._form is None:
+            self._learn(batch)
+        features, watched = self._record(batch)
+        mask = self._mask_of(inputs, features)
         if self._device is None:
             features = as_numpy(features)
         elif features.dtype not in (self._torch.float32, self._torch.float64):
             features = features.float()
-        return features, mask
+        if labels is not None:
+            labels = self._labels_of(inputs, labels, watched)
+        return Reading(features, mask, labels, batch, not isinstance(self._loss, CalledLoss))
 
-    def output(self, inputs: Any) -> np.ndarray:
-        """Return the model's own output."""
-        return _on_host(self._output_of(self._run(inputs)))
+    def output(self, batch: Any) -> np.ndarray:
+        """Return what the loss is on, as the model gives it."""
+        watched = self._run(batch)
+        if isinstance(self._loss, CalledLoss):
+            n = int(leaves(batch)[0].shape[0])
+            return _on_host(self._loss.input_of(watched, n, self._pre_activations(batch)))
+        assert self._form is not None  # read comes first
+        return _on_host(self._form.units_last(self._caller.output(watched.result)))
 
-    def tail(self, inputs: Any, pre_activations: np.ndarray) -> np.ndarray:
-        """Return the model's output if the target layer gave these pre-activations."""
-        tail, u = self._tail(inputs), self._torch.tensor(pre_activations, device=self._at())
+    def tail(self, batch: Any, pre_activations: np.ndarray) -> np.ndarray:
+        """Return what the loss is on if the target layer gave these pre-activations."""
+        tail, u = self._tail(), self._torch.tensor(pre_activations, device=self._at())
         with self._torch.no_grad():
             try:  # layers in half precision would hide what the tail is
-                return _on_host(tail(inputs, u, "float32"))
+                return _on_host(tail(batch, u, "float32"))
             except WhenceError:
                 raise
             except Exception:  # code in a layer that fixes another dtype: as the layers are, then
-                return _on_host(tail(inputs, u.to(self._layer.weight.dtype)))
+                return _on_host(tail(batch, u.to(self._chosen_layer().dtype)))
 
-    def differentiated(self, inputs: Any) -> DifferentiatedLoss:
+    def differentiated(self, batch: Any) -> DifferentiatedLoss:
         """Return the loss and everything after the target layer, differentiated by PyTorch."""
-        loss, tail = self._loss, self._tail(inputs)
-        assert loss is not None  # learn_loss comes first
-        n_outputs = int(self._layer.weight.shape[0])
-        at_rows, loss_at_rows = tail.for_rows(inputs, loss)
+        if self._form is None:
+            self._learn(batch)
+        loss, layer = self._loss, self._chosen_layer()
+        assert loss is not None  # which the constructor or the first batch found
+        at_rows, loss_at_rows = self._tail().for_rows(batch)
         output = torch_output(at_rows, self._at())
         boundary = loss.boundary if self._classes is None else None
         if self._classes:  # of probabilities or of logits: what large pre-activations lead to tells
-            extremes = as_numpy(output(np.linspace(-30, 30, 8)[:, None] * np.ones(n_outputs)))
+            extremes = as_numpy(output(np.linspace(-30, 30, 8)[:, None] * np.ones(layer.n_outputs)))
             boundary = 0.5 if extremes.min() >= 0 and extremes.max() <= 1 else 0.0
         weights = [as_numpy(tensor) for tensor in self._model.state_dict().values()]
         own = self._given[2] or loss.unreduced
         config = {k: as_numpy(v) if hasattr(v, "detach") else v for k, v in loss.settings.items()}
+        code = getattr(own, "forward", own), config, loss.described, loss.factor, self._options["forward"]
         return DifferentiatedLoss(
             loss.described,
             TorchDerivatives(loss_at_rows, loss.described, self._at()),
             output,
-            identity_of((getattr(own, "forward", own), config, loss.described), weights),
+            identity_of(code, weights),
             boundary,
-            n_outputs,
+            layer.n_outputs,
             loss.is_on_tags,
         )
 
@@ -291,33 +277,170 @@ class TorchAdapter(Adapter):
         finally:
             self._model.to(before)
 
-    # ------------------------------------------------------------------------------ the passes
+    # --------------------------------------------------------------------- the first batch
 
-    def _record(self, inputs: Any) -> Any:
+    def _learn(self, batch: Any) -> None:
+        """Find out on the first batch what the model does behind its layer, and its loss."""
+        n = int(leaves(batch)[0].shape[0])
+        # Some rows, three at least: models that squeeze their output lose the batch's axis with one.
+        batch = take_rows(batch, np.arange(max(3, min(TRIED_ROWS, n))) % n)
+        if self._layer is None:
+            self._choose_by_calls(batch)
+        layer = self._chosen_layer()
+        u = self._pre_activations(batch)
+        raw = TorchTail(self._torch, self._model, layer, self._caller, Form(()))
+
+        def run(batch: Any, u: Any) -> Watched:
+            return raw.run(batch, u, "float64" if u.dtype == self._torch.float64 else "float32")
+
+        probe = self._torch.tensor(
+            np.random.default_rng(0).normal(size=tuple(u.shape)), dtype=self._torch.float64, device=u.device
+        )
+        try:
+            run(batch, probe)
+        except Exception:  # code that fixes a precision
+            probe = probe.float()
+        form = Form(tuple(int(size) for size in u.shape[1:-1]))
+        if form.positions:
+            form = form_of(self._torch, lambda u: self._caller.output(run(batch, u).result), probe)
+        if self._start_layer == -1:
+            self._check_default(run, batch, probe, form)
+        if self._loss is None:
+            if batch[1] is None:
+                raise WhenceError(
+                    "loss of the model itself",
+                    "a batch with labels first, to see which loss the model computes of them",
+                    "one without labels",
+                    "Index the training set, or pass loss_function=...",
+                )
+            if form.is_pooled:
+                probe = spread(probe.mean(dim=tuple(range(1, probe.ndim - 1))), form.positions)
+            self._loss = own_loss(self._torch, run, self._caller.loss, batch, probe, form, self._model)
+            self._check_penalty(batch, u)
+        self._form = form
+        self._check_same_again(batch)
+
+    def _check_penalty(self, batch: Any, u: Any) -> None:
+        """Raise if the model's own loss has a term of the layer's weights by themselves."""
+        layer = self._chosen_layer()
+        tail = TorchTail(self._torch, self._model, layer, self._caller, Form(()))
+
+        def total(weights: dict[str, Any]) -> Any:
+            return self._caller.loss(tail.run_with(batch, u, weights).result)
+
+        named = dict(self._model.named_parameters())
+        used = [named[name] for name in used_behind(self._torch, self._model, layer, total)]
+        if any(parameter is own for parameter in used for own in layer.module.parameters()):
+            raise WhenceError(
+                "loss of the model itself",
+                f"a loss of the output of layer {self._layer_name!r}",
+                "one with a term of the layer's weights by themselves, such as an L2 penalty",
+                "Pass the loss without it as loss_function=..., and an L2 penalty as weight_decay=...",
+            )
+
+    def _reaches_output(self, name: str, batch: Any) -> bool:
+        """Whether the model's output comes from a layer."""
+        layer, torch = self._dense[name], self._torch
+        tail = TorchTail(torch, self._model, layer, self._caller, Form(()))
         seen: list[Any] = []
-
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append((args[0] if args else kwargs["input"]).detach())
-
-        with exclusive(self._model):  # a hook sees what other threads call, too
-            handle = self._layer.register_forward_pre_hook(hook, with_kwargs=True)
+        with exclusive(self._model):
+            hook = layer.module.register_forward_hook(lambda *parts: seen.append(parts[2].detach()))
             try:
-                self._run(inputs)
+                plain = self._caller.output(self._run(batch).result)
             finally:
-                handle.remove()
-        if len(seen) == 1:
-            return seen[0]
+                hook.remove()
+        with torch.no_grad():
+            moved = self._caller.output(tail.run(batch, 1.5 * seen[-1] + 1).result)
+        return moved.shape != plain.shape or not bool(torch.allclose(moved, plain, rtol=1e-5, atol=1e-6))
+
+    def _check_default(self, run: Any, batch: Any, u: Any, form: Form) -> None:
+        """Raise unless the layer that is taken by default is the one that the output comes from."""
+        layer, torch = self._chosen_layer(), self._torch
+
+        def output(u: Any) -> Any:
+            return form.units_last(self._caller.output(run(batch, u).result))
+
+        if form.is_pooled:
+            u = spread(u.mean(dim=tuple(range(1, u.ndim - 1))), form.positions)
+        if stands_for_units(torch, output, u, form):
+            return
+        tail = TorchTail(torch, self._model, layer, self._caller, form)
+        fixed = u.to(layer.dtype)
+        behind = used_behind(
+            torch,
+            self._model,
+            layer,
+            lambda weights: self._caller.output(tail.run_with(batch, fixed, weights).result),
+        )
+        if not behind:
+            return
+        owners = sorted({name.rpartition(".")[0] or name for name in behind})
+        modules = dict(self._model.named_modules())
+        kinds = [f"{name!r} ({type(modules[name]).__name__})" for name in owners if name in modules]
+        kinds += [f"parameter {name!r}" for name in owners if name not in modules]
         raise WhenceError(
-            f"layer {self.layer_name!r}",
-            "a layer that the model calls once in a forward pass",
-            f"{len(seen)} calls" if seen else "no call",
-            "Choose a layer whose weights are not shared, and that the model calls as a module.",
+            "target layer",
+            "a model whose output comes from a torch.nn.Linear, to explain that by default",
+            f"{self._layer_name!r} as the last one, with other weights at work on the output behind or "
+            f"beside it: {', '.join(kinds[:4])}",
+            "Name a layer if you want its units explained, which are not the model's outputs: "
+            f"start_layer={self._layer_name!r}. Or write the last operation as a torch.nn.Linear. "
+            + self._listing(),
         )
 
-    def _check_same_again(self, inputs: Any) -> None:
-        self._was_tried = True
-        some = take_rows(inputs, slice(0, TRIED_ROWS))
-        first, again = as_numpy(self._record(some)), as_numpy(self._record(some))
+    # ------------------------------------------------------------------------------ the passes
+
+    def _record(self, batch: Any) -> tuple[Any, Watched]:
+        """Return what the target layer takes in, and what came of running the model."""
+        torch, layer, form = self._torch, self._chosen_layer(), self._form
+        seen: list[Any] = []
+        given: list[Any] = []
+        is_pooled = form is not None and form.is_pooled
+
+        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append((args[0] if args else next(iter(kwargs.values()))).detach())
+
+        def after(_module: Any, _args: Any, result: Any) -> Any:
+            if not is_pooled:
+                return None
+            torch.set_grad_enabled(True)  # until the pass ends, which is run without
+            given.append(result.detach().requires_grad_())
+            return given[-1]
+
+        with exclusive(self._model), ExitStack() as hooks:  # a hook sees what other threads call, too
+            handle = layer.module.register_forward_pre_hook(before, with_kwargs=True)
+            hooks.callback(handle.remove)
+            hooks.callback(layer.module.register_forward_hook(after).remove)
+            watched = self._run(batch)
+        if len(seen) != 1:
+            raise WhenceError(
+                f"layer {self.layer_name!r}",
+                "a layer that the model calls once in a forward pass",
+                f"{len(seen)} calls" if seen else "no call",
+                "Choose a layer whose weights are not shared, and that the model calls as a module.",
+            )
+        if not is_pooled:
+            return seen[0], watched
+        output = self._caller.output(watched.result)
+        weights = checked_weights(torch, output, given[0], self.layer_name).detach()
+        rows = seen[0].reshape(*weights.shape, -1)
+        return (weights[..., None].to(rows.dtype) * rows).sum(dim=1), watched
+
+    def _pre_activations(self, batch: Any) -> Any:
+        """Return what the target layer gives, shape ``(n, ..., C)``."""
+        seen: list[Any] = []
+        layer = self._chosen_layer()
+        self._record(batch)  # raises unless there is one call
+        with exclusive(self._model):
+            hook = layer.module.register_forward_hook(lambda *parts: seen.append(parts[2].detach()))
+            try:
+                self._run(batch)
+            finally:
+                hook.remove()
+        return seen[0]
+
+    def _check_same_again(self, batch: Any) -> None:
+        first, again = (as_numpy(self._record(batch)[0]) for _ in range(2))
         if not np.allclose(first, again, rtol=1e-3, atol=1e-5, equal_nan=True):
             raise WhenceError(
                 "model",
@@ -326,80 +449,38 @@ class TorchAdapter(Adapter):
                 "Use modules such as nn.Dropout, or dropout(x, training=self.training).",
             )
 
-    def _run(self, inputs: Any, **more: Any) -> Any:
-        """Call the model in inference mode; return whatever it returns."""
+    def _run(self, batch: Any) -> Watched:
+        """Call the model in inference mode."""
         with inference(self._torch, self._model):
-            return self._call(self._model, inputs, **more)
+            return self._caller(batch)
 
-    def _call(self, function: Callable[..., Any], inputs: Any, **more: Any) -> Any:
-        args, kwargs = self._arguments(inputs)
-        return function(*args, **kwargs, **more)
+    def _mask_of(self, inputs: Any, features: Any) -> Any:
+        """Return the mask on the layer's positions, or None."""
+        is_decoder = bool(getattr(getattr(self._model, "config", None), "is_encoder_decoder", False))
+        key = "decoder_attention_mask" if is_decoder else "attention_mask"
+        mask = inputs.get(key) if isinstance(inputs, Mapping) else None
+        return None if mask is None or mask.shape != features.shape[:-1] else mask
 
-    def _arguments(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return inputs as the model takes them: a dict by keywords, a tuple one by one."""
-        placed = map_leaves(self._to_device, inputs)
-        if isinstance(placed, Mapping):
-            every = takes_any_keyword(self._model) and not any(takes(self._model, k) for k in placed)
-            known = {key: value for key, value in placed.items() if every or takes(self._model, key)}
-            return ((), known) if known else ((placed,), {})
-        if isinstance(placed, tuple) and takes_positions(self._model, len(placed)):
-            return placed, {}
-        return (placed,), {}
-
-    def _to_device(self, leaf: Any) -> Any:
-        torch = self._torch
-        if not hasattr(leaf, "detach"):
-            array = as_numpy(leaf)
-            leaf = torch.from_numpy(array if array.flags.writeable else array.copy())
-        dtype = None
-        if leaf.is_floating_point():  # a model in another precision refuses what it was not made for
-            dtype = next((p.dtype for p in self._model.parameters() if p.is_floating_point()), None)
-        return leaf.to(self._at(), dtype)
+    def _labels_of(self, inputs: Any, labels: Any, watched: Watched) -> Any:
+        """Return labels as the loss takes them, with the axes of the layer's positions first."""
+        form = self._form
+        assert form is not None  # learned before
+        if isinstance(self._loss, CalledLoss):
+            return as_numpy(self._loss.target_of(watched, int(leaves(inputs)[0].shape[0])))
+        if form.is_moved(labels):
+            return np.moveaxis(as_numpy(labels), 1, -1)
+        return labels
 
     def _at(self) -> Any:
-        return next(iter(self._linear.values())).weight.device
+        return next(iter(self._dense.values())).device
 
-    def _tail(self, inputs: Any) -> TorchTail:
-        return TorchTail(self._torch, self._model, self._layer, self._arguments, self._output_of)
-
-    def _output_of(self, result: Any) -> Any:
-        """Return the one tensor of a model's result."""
-        if hasattr(result, "detach"):
-            return result
-        if hasattr(result, "logits"):  # transformers
-            return result.logits
-        tensors = [leaf for leaf in leaves(result) if hasattr(leaf, "detach")]
-        if len(tensors) == 1:
-            return tensors[0]
-        raise WhenceError(
-            "model",
-            "a model with one output",
-            f"{len(tensors)} tensors",
-            "Wrap it in a module whose forward returns the output that the loss is on.",
+    def _tail(self) -> TorchTail:
+        assert self._form is not None  # read comes first
+        return TorchTail(
+            self._torch, self._model, self._chosen_layer(), self._caller, self._form, self._loss
         )
 
 
-def _returned_loss(result: Any) -> Any:
-    """Return the loss in what a model returns when it is given labels, or None."""
-    if isinstance(result, Mapping):  # also what transformers return
-        return result.get("loss")
-    if isinstance(result, list | tuple):
-        return next((part for part in result if getattr(part, "ndim", None) == 0), None)
-    return getattr(result, "loss", None)
-
-
 def _on_host(tensor: Any) -> np.ndarray:
-    array = as_numpy(tensor)
+    array = as_numpy(tensor.detach())
     return array if array.dtype == np.float64 else array.astype(np.float32)
-
-
-@contextmanager
-def _restored_config(model: Any) -> Iterator[None]:
-    """Undo what a model of transformers notes in its configuration when it first sees labels."""
-    config = getattr(model, "config", None)
-    before = getattr(config, "problem_type", None)
-    try:
-        yield
-    finally:
-        if config is not None and hasattr(config, "problem_type"):
-            config.problem_type = before

@@ -13,10 +13,10 @@ from whence.arrays.base import as_numpy
 from whence.layers.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from whence.models.adapter import LossSpec
 
-__all__ = ["PerSampleLoss", "own_loss", "read_loss"]
+__all__ = ["CLASS_OF_FUNCTION", "TAKE_CLASS_NUMBERS", "PerSampleLoss", "check_callable", "read_loss"]
 
 #: Functions of torch.nn.functional, and the class of torch.nn that calls them.
-_CLASS_OF_FUNCTION = {
+CLASS_OF_FUNCTION = {
     "cross_entropy": "CrossEntropyLoss",
     "nll_loss": "NLLLoss",
     "binary_cross_entropy": "BCELoss",
@@ -47,7 +47,7 @@ _BOUNDARIES = {
 _OF_TAGS = ("BCELoss", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss", "SoftMarginLoss")
 
 #: Losses that take class numbers; all others of torch.nn take targets of the output's dtype.
-_TAKE_CLASS_NUMBERS = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "MultiLabelMarginLoss")
+TAKE_CLASS_NUMBERS = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "MultiLabelMarginLoss")
 
 _NEEDS_LOSS = "a function of (output, target), or a loss of torch.nn that takes these two"
 
@@ -78,6 +78,8 @@ class PerSampleLoss:
         self.kind, self.settings = _kind_and_settings(loss)
         self._sums = self.settings.get("reduction", "mean") in ("sum", "batchmean")
         self.unreduced = _unreduced(loss, self.kind)
+        #: What the loss of each sample is multiplied by.
+        self.factor = 1.0
 
     @property
     def boundary(self) -> float | None:
@@ -104,13 +106,15 @@ class PerSampleLoss:
                 "a single number for the whole batch",
                 "Leave out the last mean or sum: a loss over the batch has no samples to explain.",
             )
-        if losses.ndim == 1:
-            return losses
-        rest = losses.reshape(losses.shape[0], -1)
-        return rest.sum(dim=1) if self._sums else rest.mean(dim=1)
+        if losses.ndim > 1:
+            rest = losses.reshape(losses.shape[0], -1)
+            losses = rest.sum(dim=1) if self._sums else rest.mean(dim=1)
+        return losses if self.factor == 1 else losses * self.factor
 
     def spec(self) -> LossSpec:
         """Return the closed form of the loss, if it has one."""
+        if self.factor != 1:
+            return LossSpec(None, "", self.described, ignored_class=self.settings.get("ignore_index"))
         settings, reduction = self.settings, self.settings.get("reduction", "mean")
         smoothing = float(settings.get("label_smoothing", 0.0))
         ignored = settings.get("ignore_index")
@@ -139,7 +143,7 @@ class PerSampleLoss:
 
     def _as_target(self, output: Any, target: Any) -> Any:
         """Return a target as the loss takes it: its dtype, and the output's shape where it needs that."""
-        if self.kind and self.kind not in _TAKE_CLASS_NUMBERS:
+        if self.kind and self.kind not in TAKE_CLASS_NUMBERS:
             if target.numel() == output.numel() and (1 in output.shape[1:] or 1 in target.shape[1:]):
                 target = target.reshape(output.shape)  # (n,) and (n, 1) would broadcast to (n, n)
             return target.to(output.dtype)
@@ -175,6 +179,18 @@ def read_loss(loss: Any) -> PerSampleLoss:
     return PerSampleLoss(loss)
 
 
+def check_callable(function: Any, argument: str, form: str) -> Any:
+    """Return a function of the user, or raise unless it takes two arguments; None stays None."""
+    if function is None:
+        return None
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError):
+        got = getattr(function, "__name__", repr(function))
+        raise WhenceError(argument, f"a function {form}", got, "See docs/howto/any-loss.md.") from None
+    return function
+
+
 def _kind_and_settings(loss: Any) -> tuple[str, dict[str, Any]]:
     """Return the class of torch.nn that a loss is, and how it was configured."""
     kind = type(loss).__name__
@@ -185,10 +201,10 @@ def _kind_and_settings(loss: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(loss, functools.partial) and not loss.args:
         settings, loss = dict(loss.keywords), loss.func
     name = getattr(loss, "__name__", "")
-    if getattr(loss, "__module__", "") == "torch.nn.functional" and name in _CLASS_OF_FUNCTION:
-        if "Logits" not in _CLASS_OF_FUNCTION[name] and name in ("cross_entropy", "nll_loss"):
+    if getattr(loss, "__module__", "") == "torch.nn.functional" and name in CLASS_OF_FUNCTION:
+        if "Logits" not in CLASS_OF_FUNCTION[name] and name in ("cross_entropy", "nll_loss"):
             settings = {"ignore_index": -100, **settings}
-        return _CLASS_OF_FUNCTION[name], settings
+        return CLASS_OF_FUNCTION[name], settings
     return "", settings if "reduction" in settings else {}
 
 
@@ -204,40 +220,3 @@ def _unreduced(loss: Any, kind: str) -> Callable[[Any, Any], Any]:
     except (TypeError, ValueError):
         takes_reduction = bool(kind)
     return functools.partial(loss, reduction="none") if takes_reduction else loss
-
-
-def own_loss(torch: Any, compute: Callable[[], Any]) -> PerSampleLoss | None:
-    """Return the loss that a model computes by itself, as the function of ``torch.nn`` that it calls.
-
-    Parameters
-    ----------
-    torch : module
-    compute : callable
-        Runs the model with labels and returns its own loss, or None.
-
-    Returns
-    -------
-    PerSampleLoss or None
-        ``None`` unless the model's loss is what one such function returns.
-    """
-    functions = {getattr(torch.nn.functional, name): name for name in _CLASS_OF_FUNCTION}
-    seen: list[tuple[str, dict[str, Any], Any]] = []
-
-    class Listening(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if function not in functions:
-                return function(*args, **kwargs)
-            with torch._C.DisableTorchFunction():  # what it calls in turn is a part of it
-                result = function(*args, **kwargs)
-            bound = inspect.signature(function).bind(*args, **kwargs).arguments
-            settings = {k: v for k, v in list(bound.items())[2:] if v is not None}
-            seen.append((functions[function], settings, result))
-            return result
-
-    with torch.no_grad(), Listening():
-        total = compute()
-    if total is None or len(seen) != 1 or not torch.allclose(total.float(), seen[0][2].float()):
-        return None
-    name, settings, _ = seen[0]
-    return PerSampleLoss(functools.partial(getattr(torch.nn.functional, name), **settings))

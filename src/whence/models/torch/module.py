@@ -14,7 +14,6 @@ __all__ = [
     "check_device",
     "device_named",
     "exclusive",
-    "linear_layers",
     "takes",
     "takes_any_keyword",
     "takes_positions",
@@ -42,24 +41,6 @@ def unwrapped(model: Any) -> Any:
             model = model.module
         else:
             return model
-
-
-def linear_layers(torch: Any, model: Any) -> dict[str, Any]:
-    """Return the linear layers of a module by name, or raise if there are none with weights."""
-    found = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    if not found:
-        raise WhenceError(
-            "model",
-            "a module with at least one torch.nn.Linear",
-            f"a {type(model).__name__} without any",
-            "Only dense layers can be explained.",
-        )
-    for name, layer in found.items():
-        if isinstance(layer.weight, torch.nn.parameter.UninitializedParameter):
-            raise WhenceError(
-                "model", "a model with weights", f"{name!r}, never called", "Train it, or load its weights."
-            )
-    return found
 
 
 def device_named(torch: Any, wanted: Any) -> Any:

@@ -11,8 +11,11 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.data.base import map_leaves, take_rows
-from whence.models.torch.losses import PerSampleLoss
+from whence.models.torch.calls import Caller, Watched
+from whence.models.torch.form import Form, spread
+from whence.models.torch.layers import Dense
 from whence.models.torch.module import exclusive
+from whence.models.torch.own import CalledLoss, ComputedLoss
 
 __all__ = ["TorchTail", "inference"]
 
@@ -27,134 +30,173 @@ class TorchTail:
     ----------
     torch : module
     model : torch.nn.Module
-    layer : torch.nn.Linear
-    arguments : callable
-        ``arguments(inputs)`` gives what the module is called with: ``(args, kwargs)``.
-    output_of : callable
-        Picks the one tensor of the module's result.
+    layer : Dense
+    caller : Caller
+    form : Form
+        How the layer's positions come out of the model.
+    loss : PerSampleLoss, CalledLoss or ComputedLoss, optional
     """
 
     def __init__(
-        self,
-        torch: Any,
-        model: Any,
-        layer: Any,
-        arguments: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]],
-        output_of: Callable[[Any], Any],
+        self, torch: Any, model: Any, layer: Dense, caller: Caller, form: Form, loss: Any = None
     ) -> None:
         self._torch = torch
         self._model = model
         self._layer = layer
-        self._arguments = arguments
-        self._output_of = output_of
+        self._caller = caller
+        self._form = form
+        self._loss = loss
         self._cast: dict[str, dict[str, Any]] = {}
+        self._runs_in_a_loop = False
 
-    def __call__(self, inputs: Any, u: Any, precision: str | None = None) -> Any:
-        """Return the module's output if the layer's pre-activations were ``u``.
+    def run(self, batch: Any, u: Any, precision: str | None = None) -> Watched:
+        """Run the module as if the layer's output, positions and all, were ``u``.
 
         Parameters
         ----------
-        inputs : tree of arrays
+        batch : (inputs, labels)
         u : tensor of shape (n, ..., C)
         precision : {"float64", "float32"}, optional
             What is computed in behind the layer: weights there are cast on the way. ``None`` leaves
             them as they are.
         """
-        args, kwargs = self._arguments(inputs)
-        weights = {} if precision is None else self._weights(precision, args, kwargs)
+        weights = {} if precision is None else self._weights(precision, batch)
         if precision is not None:
             u = u.to(getattr(self._torch, precision))
+        return self.run_with(batch, u, weights)
+
+    def run_with(self, batch: Any, u: Any, weights: dict[str, Any]) -> Watched:
+        """Run the module as if the layer's output were ``u``, with other weights."""
         keeps_gradients = self._torch.is_grad_enabled()
         with inference(self._torch, self._model), self._torch.set_grad_enabled(keeps_gradients):
-            hook = self._layer.register_forward_hook(lambda *_: u)
+            hook = self._layer.module.register_forward_hook(lambda *_: u)
             try:
-                call = self._torch.func.functional_call
-                return self._output_of(call(self._model, weights, args, kwargs))
+                return self._caller(batch, weights)
             finally:
                 hook.remove()
 
-    def for_rows(
-        self, inputs: Any, loss: PerSampleLoss
-    ) -> tuple[Callable[[Any, str], Any], Callable[[Any, Any, str], Any]]:
+    def output(self, batch: Any, u: Any, precision: str | None = None) -> Any:
+        """Return the module's output, units last, if the layer's pre-activations were ``u``.
+
+        Where the module brings positions together, ``u (n, C)`` stands for all of them.
+        """
+        result = self.run(batch, self._full(batch, u), precision).result
+        return self._form.units_last(self._caller.output(result))
+
+    def __call__(self, batch: Any, u: Any, precision: str | None = None) -> Any:
+        """Return what the loss is on, the module's output but for losses that it computes by itself."""
+        if not isinstance(self._loss, CalledLoss):
+            return self.output(batch, u, precision)
+        watched = self.run(batch, self._full(batch, u), precision)
+        return self._loss.input_of(watched, int(u.shape[0]), u)
+
+    def for_rows(self, batch: Any) -> tuple[Callable[[Any, str], Any], Callable[[Any, Any, str], Any]]:
         """Return output and loss of rows ``u (m, C)``: of samples, or of positions of any samples.
 
         Parameters
         ----------
-        inputs : tree of arrays
+        batch : (inputs, labels)
             Some samples, for their form.
-        loss : PerSampleLoss
         """
-        torch, n_outputs = self._torch, self._layer.weight.shape[0]
-        one = take_rows(inputs, slice(0, 1))
-        positions = self._positions(one)
-        values = np.random.default_rng(0).normal(size=(3, *positions, n_outputs))
-        probe = torch.tensor(values, dtype=torch.float32, device=self._layer.weight.device)
-        three = _repeated(one, 3)
-        with torch.no_grad():
-            full = self(three, probe, "float32")
-            is_identity = full.shape == probe.shape and bool(torch.equal(full, probe))
-            one_is_enough = self._agrees(one, probe, full)
+        torch, positions = self._torch, () if self._form.is_pooled else self._form.positions
+        one = take_rows(batch, slice(0, 1))
+        templates = {}
+        for name, run in (("output", self.output), ("loss", self)):
+            templates[name] = self._template(one, run, positions)
 
-        def whole(u: Any, precision: str) -> Any:
-            if is_identity:
-                return u
-            template = one if one_is_enough else _repeated(one, int(u.shape[0]))
-            return self(template, u, precision)
+        def rows_of(name: str, u: Any, precision: str) -> Any:
+            lacks = getattr(self._loss, "lacks", None) if name == "loss" else None
+            result = templates[name](_whole(torch, u, positions, lacks), precision)
+            return _rows(result, positions, u, lacks)
 
         def output(u: Any, precision: str) -> Any:
-            two = _two_at_least(torch, u)
-            return _rows(whole(_whole(torch, two, positions), precision), positions, two)[: len(u)]
+            return rows_of("output", _two_at_least(torch, u), precision)[: len(u)]
 
         def ell(u: Any, y: Any, precision: str) -> Any:
             if len(u) == 1:
                 return ell(_two_at_least(torch, u), _two_at_least(torch, y), precision)[:1]
-            result = whole(_whole(torch, u, positions), precision)
-            if not positions:
-                return loss(result, y)
-            if loss.is_on_rows:  # classes on the second axis, as PyTorch's own losses want them
-                return loss(_rows(result, positions, u), y)
-            values = loss.unreduced(result, _whole(torch, y, positions))
-            if tuple(values.shape[1 : 1 + len(positions)]) != positions:
-                raise WhenceError(
-                    f"loss {loss.described}",
-                    "the loss of each position",
-                    f"shape {tuple(values.shape)}",
-                    "Leave out its reduction, or choose a layer behind the place where positions are "
-                    "brought together.",
-                )
-            values = _rows(values, positions, u)
-            return values.reshape(values.shape[0], -1).mean(dim=1)
+            if isinstance(self._loss, ComputedLoss):
+                return self._one_by_one(one, u, y, precision)
+            if not positions or self._loss.is_on_rows:  # rows, whatever axis the module has classes on
+                return self._loss(rows_of("loss", u, precision), y)
+            return self._at_positions(templates["loss"], positions, u, y, precision)
 
         return output, ell
 
-    def _agrees(self, one: Any, probe: Any, full: Any) -> bool:
-        """Whether one sample before the layer is enough for any number of them behind it."""
-        try:
-            small = self(one, probe, "float32")
-        except Exception:  # whatever the user's code raises for sizes that do not fit
-            return False
-        return small.shape == full.shape and self._torch.allclose(small, full, rtol=1e-5, atol=1e-6)
-
-    def _positions(self, one: Any) -> tuple[int, ...]:
-        seen: list[tuple[int, ...]] = []
-        args, kwargs = self._arguments(one)
-        with inference(self._torch, self._model):
-            hook = self._layer.register_forward_hook(lambda *parts: seen.append(tuple(parts[2].shape)))
+    def _template(
+        self, one: Any, run: Callable[..., Any], positions: tuple[int, ...]
+    ) -> Callable[[Any, str], Any]:
+        """Return a function of ``u`` alone, with inputs that need not count."""
+        torch, n_outputs = self._torch, self._layer.n_outputs
+        values = np.random.default_rng(0).normal(size=(3, *positions, n_outputs))
+        probe = torch.tensor(values, dtype=torch.float32, device=self._layer.device)
+        with torch.no_grad():
+            full = run(_repeated(one, 3), probe, "float32")
+            if full.shape == probe.shape and bool(torch.equal(full, probe)):
+                return lambda u, precision: u
             try:
-                self._model(*args, **kwargs)
-            finally:
-                hook.remove()
-        return seen[0][1:-1]
+                small = run(one, probe, "float32")
+                one_is_enough = small.shape == full.shape
+                one_is_enough = one_is_enough and torch.allclose(small, full, rtol=1e-5, atol=1e-6)
+            except Exception:  # whatever the user's code raises for sizes that do not fit
+                one_is_enough = False
 
-    def _weights(self, precision: str, args: Any, kwargs: Any) -> dict[str, Any]:
+        def at(u: Any, precision: str) -> Any:
+            return run(one if one_is_enough else _repeated(one, int(u.shape[0])), u, precision)
+
+        return at
+
+    def _at_positions(
+        self, run: Callable[[Any, str], Any], positions: tuple[int, ...], u: Any, y: Any, precision: str
+    ) -> Any:
+        """Return a loss of the user's at each position, on outputs and labels as the module has them."""
+        torch, form, loss = self._torch, self._form, self._loss
+        output, target = run(_whole(torch, u, positions), precision), _whole(torch, y, positions)
+        if form.is_moved(output):
+            output = output.movedim(-1, 1)
+        if form.is_moved(target):
+            target = target.movedim(-1, 1)
+        values = form.units_last(loss.unreduced(output, target))
+        if tuple(values.shape[1 : 1 + len(positions)]) != positions:
+            raise WhenceError(
+                f"loss {loss.described}",
+                "the loss of each position",
+                f"shape {tuple(values.shape)}",
+                "Leave out its reduction, or choose a layer behind the place where positions are "
+                "brought together.",
+            )
+        values = _rows(values, positions, u)
+        return values.reshape(values.shape[0], -1).mean(dim=1)
+
+    def _one_by_one(self, one: Any, u: Any, y: Any, precision: str) -> Any:
+        """Return the loss that the module computes of each sample as a batch of its own."""
+        torch = self._torch
+        inputs, _ = one
+
+        def single(u: Any, y: Any) -> Any:
+            watched = self.run((inputs, y[None]), self._full(one, u[None]), precision)
+            return self._loss.loss_of(watched.result).reshape(())
+
+        self._weights(precision, one)  # once, and not inside
+        if not self._runs_in_a_loop:
+            try:
+                return torch.func.vmap(single)(u, y)
+            except Exception:  # code that looks at values, which vectorised code cannot
+                self._runs_in_a_loop = True
+        return torch.stack([single(u[i], y[i]) for i in range(len(u))])
+
+    def _full(self, batch: Any, u: Any) -> Any:
+        return spread(u, self._form.positions) if self._form.is_pooled else u
+
+    def _weights(self, precision: str, batch: Any) -> dict[str, Any]:
         """Return the weights and buffers behind the layer, cast; those before it are left alone."""
         if precision in self._cast:
             return self._cast[precision]
         dtype = getattr(self._torch, precision)
-        before = self._modules_before(args, kwargs)
+        before = self._modules_before(batch)
         cast = {}
         for prefix, module in self._model.named_modules():
-            if prefix in before or module is self._layer:
+            if prefix in before or module is self._layer.module:
                 continue
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
             for name, tensor in own:
@@ -163,7 +205,7 @@ class TorchTail:
         self._cast[precision] = cast
         return cast
 
-    def _modules_before(self, args: Any, kwargs: Any) -> set[str]:
+    def _modules_before(self, batch: Any) -> set[str]:
         """Return the names of modules that have done their work when the layer is called."""
         torch, events = self._torch, list[tuple[str, str]]()
         with inference(torch, self._model), ExitStack() as hooks:
@@ -174,9 +216,9 @@ class TorchTail:
                 ):
                     hook = register(lambda *_, event=(kind, name): events.append(event))
                     hooks.callback(hook.remove)
-            self._model(*args, **kwargs)
+            self._caller(batch)
         names = {id(module): name for name, module in self._model.named_modules()}
-        at = events.index(("in", names[id(self._layer)]))
+        at = events.index(("in", names[id(self._layer.module)]))
         done = {name for kind, name in events[:at] if kind == "out"}
         return done - {name for _, name in events[at:]}
 
@@ -210,18 +252,29 @@ def _two_at_least(torch: Any, rows: Any) -> Any:
     return torch.cat([rows, rows]) if len(rows) == 1 else rows
 
 
-def _whole(torch: Any, rows: Any, positions: tuple[int, ...]) -> Any:
-    """Put rows ``(m, ...)`` at the positions of as many samples as it takes, the last one repeated."""
+def _whole(torch: Any, rows: Any, positions: tuple[int, ...], lacks: str | None = None) -> Any:
+    """Put rows ``(m, ...)`` at the positions of as many samples as it takes, the last one repeated.
+
+    The position at an end where the loss has none is left out.
+    """
     if not positions:
         return rows
     size, n_rows = math.prod(positions), rows.shape[0]
-    n_samples = -(-n_rows // size)
-    places = torch.arange(n_samples * size, device=rows.device).clamp(max=n_rows - 1)
+    used = size - (lacks is not None)
+    n_samples = -(-n_rows // used)
+    places = torch.arange(n_samples * used, device=rows.device).clamp(max=n_rows - 1)
+    places = places.reshape(n_samples, used)
+    if lacks is not None:
+        places = torch.cat([places, places[:, :1]] if lacks == "end" else [places[:, :1], places], dim=1)
     return rows[places].reshape(n_samples, *positions, *rows.shape[1:])
 
 
-def _rows(whole: Any, positions: tuple[int, ...], like: Any) -> Any:
+def _rows(whole: Any, positions: tuple[int, ...], like: Any, lacks: str | None = None) -> Any:
     """Undo :func:`_whole` for as many rows as ``like`` has."""
     if not positions:
         return whole
-    return whole.reshape(-1, *whole.shape[1 + len(positions) :])[: like.shape[0]]
+    rest = whole.shape[1 + len(positions) :]
+    rows = whole.reshape(whole.shape[0], math.prod(positions), *rest)
+    if lacks is not None:
+        rows = rows[:, :-1] if lacks == "end" else rows[:, 1:]
+    return rows.reshape(-1, *rest)[: like.shape[0]]
