@@ -195,7 +195,7 @@ def test_a_manifest_of_others_makes_a_folder_theirs(tmp_path, problem_of_two, na
         lambda: lje.top_k(data, data, 1, save_top_k_ds_path=tmp_path),
         lambda: lje.estimate_influence_values_in_batches(data, data, save_influence_value_path=tmp_path),
     ):
-        with pytest.raises(WhenceError, match="Choose another path|Give the path"):
+        with pytest.raises(WhenceError, match=r"Choose another path|Give the path"):
             attempt()
         assert {file.name: file.read_text() for file in tmp_path.iterdir()} == files
 

@@ -8,7 +8,8 @@ import pytest
 
 from whence import WhenceError
 from whence.report import pictures
-from whence.report.pictures import LARGEST_SIDE, N_CHARACTERS, N_VALUES, Gallery, picture_of, to_pixels
+from whence.report.pictures import LARGEST_SIDE, N_CHARACTERS, N_VALUES, Gallery, picture_of
+from whence.report.pixels import to_pixels
 
 images = pytest.importorskip("PIL.Image")
 
@@ -35,10 +36,91 @@ def test_bytes_survive(rng, shape):
         ([[0.0, 500.0, 1000.0]], [[0, 128, 255]]),
         ([[3.0, 3.0]], [[3, 3]]),
         ([[-3.0, -3.0]], [[0, 0]]),
+        ([[-0.06, 0.5, 1.04]], [[0, 128, 255]]),
+        ([[-1e-9, 0.5, 1.0001]], [[0, 128, 255]]),
+        ([[-7.0, 100.5, 262.0]], [[0, 100, 255]]),
+        ([[0.0, 1.0, 2.5]], [[0, 102, 255]]),
+        ([[-0.04, 0.0, 0.04]], [[0, 128, 255]]),
+        ([[-1e308, 1e308]], [[0, 255]]),
     ],
 )
 def test_ranges_of_numbers(values, expected):
     np.testing.assert_array_equal(to_pixels(np.asarray(values)), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        ([0, 1], int, [0, 255]),
+        ([0, 200], np.uint16, [0, 200]),
+        ([0, 2048, 4095], np.uint16, [0, 128, 255]),
+        ([0, 32768, 60000], np.uint16, [0, 128, 233]),
+        ([0, 10**6], int, [0, 255]),
+        ([-1, 0, 1], int, [0, 128, 255]),
+        ([0, 1], np.float16, [0, 255]),
+    ],
+)
+def test_ranges_of_integers(values, dtype, expected):
+    np.testing.assert_array_equal(to_pixels(np.asarray([values], dtype)), [expected])
+
+
+def test_images_of_a_gallery_have_one_scale():
+    """A dark image among others stays dark: 1 is white only if nothing is whiter."""
+    dark, bright = np.full((4, 4), 1.0), np.full((4, 4), 250.0)
+    for samples in ([dark, bright], {0: dark, 1: bright}, np.stack([dark, bright])):
+        gallery = Gallery(samples, "samples")
+        assert decoded(gallery.picture(0, "x")).max() == 1
+        assert gallery.pixels(0).max() == 1
+    assert decoded(Gallery([dark], "samples").picture(0, "x")).max() == 255
+
+
+COLORS = np.asarray([[[250, 10, 20], [10, 240, 30]], [[5, 15, 220], [128, 128, 128]]], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV", "L", "LA", "PA", "1", "RGBX"])
+def test_images_of_pillow_look_as_they_do(mode):
+    """Against Pillow's own conversion, pixel by pixel."""
+    image = images.fromarray(COLORS).convert(mode if mode not in ("PA", "HSV") else "RGB").convert(mode)
+    expected = np.asarray(image.convert("RGBA"))
+    np.testing.assert_array_equal(shown_rgba(picture_of(image, "x")), expected)
+    file = io.BytesIO()
+    if mode in ("RGB", "P", "RGBA", "L", "LA", "1"):
+        image.save(file, "PNG")
+        np.testing.assert_array_equal(shown_rgba(picture_of(file.getvalue(), "x")), expected)
+
+
+def shown_rgba(picture):
+    _, _, data = picture.source.partition(",")
+    return np.asarray(images.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
+
+
+def test_a_transparent_palette_stays_transparent():
+    image = images.fromarray(COLORS).convert("P")
+    image.info["transparency"] = image.getpixel((0, 0))
+    shown = shown_rgba(picture_of(image, "x"))
+    assert shown[0, 0, 3] == 0
+    assert shown[1, 1, 3] == 255
+
+
+def test_wide_and_turned_images():
+    wide = images.fromarray(np.asarray([[0, 32896, 65535]], dtype=np.uint16))
+    np.testing.assert_array_equal(decoded(picture_of(wide, "x")), [[0, 128, 255]])
+    np.testing.assert_array_equal(
+        decoded(picture_of(images.fromarray(np.float32([[0, 1]])), "x")), [[0, 255]]
+    )
+    turned = images.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    turned.getexif()[0x0112] = 6  # turned by a quarter
+    assert decoded(picture_of(turned, "x")).shape == (3, 2)
+    damaged = io.BytesIO()
+    images.fromarray(COLORS).save(damaged, "PNG")
+    with pytest.raises(WhenceError, match=r"samples: expected texts, rows, or images"):
+        picture_of(damaged.getvalue()[:50], "x")
+
+
+def test_numbers_that_are_no_brightness():
+    for bad in (np.zeros((2, 2), complex), np.full((2, 2), "a"), np.full((2, 2), None)):
+        with pytest.raises(WhenceError, match="a sample of dtype"):
+            to_pixels(bad)
 
 
 def test_booleans_are_black_and_white():

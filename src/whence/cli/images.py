@@ -12,6 +12,7 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.arrays.base import import_extra
 from whence.progress import track
+from whence.report.pixels import pillow_pixels
 
 __all__ = ["IMAGE_SUFFIXES", "Frame", "Images", "open_images"]
 
@@ -67,7 +68,7 @@ class Images:
     def shown(self, row: int) -> np.ndarray:
         """Return what a person sees of a sample: the image as it lies there, bytes."""
         with self._pillow.open(self._paths[row]) as image:
-            return np.asarray(image.convert("RGB" if image.mode != "L" else "L"))
+            return pillow_pixels(image)
 
     def table(self) -> None:
         """Return None: images are no rows."""

@@ -13,8 +13,9 @@ import numpy as np
 from whence._errors import WhenceError, described
 from whence.arrays.base import as_numpy, import_extra
 from whence.data.tables import plain_id
+from whence.report.pixels import is_pillow, nothing_to_see, opened, pillow_pixels, span_of, to_pixels
 
-__all__ = ["Gallery", "Picture", "picture_of", "to_pixels"]
+__all__ = ["Gallery", "Picture", "picture_of"]
 
 #: The longer side, in pixels, that a larger image is reduced to, by where it stands: two pixels of a file
 #: for one of a common screen, so that it is sharp on finer ones too.
@@ -77,6 +78,7 @@ class Gallery:
         is_many = isinstance(samples, Mapping | Sequence) and not isinstance(samples, str | bytes)
         self._samples = samples if is_many else _as_rows(samples, argument)
         self._argument = argument
+        self._span: tuple[float, float] | None = None
         self._made: dict[tuple[Any, str], Picture] = {}  # a sample speaks for many predictions
 
     def picture(self, sample_id: Any, alt: str, size: str = "large") -> Picture | None:
@@ -92,7 +94,7 @@ class Gallery:
         name = plain_id(sample_id)
         made = self._made.get((name, "any")) or self._made.get((name, size))
         if made is None:
-            made = picture_of(self._sample(sample_id), alt, self._argument, SIDES[size])
+            made = picture_of(self._sample(sample_id), alt, self._argument, SIDES[size], self.span)
             is_reduced = made.kind == "image" and not made.sharp
             self._made[name, size if is_reduced else "any"] = made
         return replace(made, alt=alt)
@@ -101,10 +103,23 @@ class Gallery:
         """Return a sample's pixels, or ``None`` if it is not an image."""
         if self._samples is None:
             return None
-        sample = self._sample(sample_id)
+        sample = opened(self._sample(sample_id), self._argument)
+        if is_pillow(sample):
+            return pillow_pixels(sample, self._argument)
         if isinstance(sample, str | bytes | Mapping) or as_numpy(sample).ndim < 2:
             return None
-        return to_pixels(as_numpy(sample), self._argument)
+        return to_pixels(as_numpy(sample), self._argument, self.span)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The smallest and the largest number in some of the images: what black and white may be."""
+        if self._span is None:
+            samples = self._samples
+            if isinstance(samples, Mapping):
+                samples = list(samples.values())
+            can_look = isinstance(samples, list | tuple | np.ndarray)
+            self._span = span_of(samples) if can_look else span_of(())
+        return self._span
 
     def _sample(self, sample_id: Any) -> Any:
         name = plain_id(sample_id)
@@ -123,12 +138,17 @@ class Gallery:
 
 
 def picture_of(
-    sample: Any, alt: str, argument: str = "samples", largest_side: int = LARGEST_SIDE
+    sample: Any,
+    alt: str,
+    argument: str = "samples",
+    largest_side: int = LARGEST_SIDE,
+    span: tuple[float, float] | None = None,
 ) -> Picture:
     """Return how one sample is shown.
 
     Texts are shown as text; mappings and vectors as rows of values; arrays of shape ``(H, W)``,
-    ``(H, W, 1)``, ``(H, W, 3)``, ``(H, W, 4)``, or with the channels first, as images.
+    ``(H, W, 1)``, ``(H, W, 3)``, ``(H, W, 4)``, or with the channels first, as images, and so are images
+    of Pillow and the bytes of image files. ``span`` is that of all images; see ``to_pixels``.
 
     Examples
     --------
@@ -137,6 +157,9 @@ def picture_of(
     >>> picture_of(np.zeros((8, 8)), "a black square").source[:22]
     'data:image/png;base64,'
     """
+    sample = opened(sample, argument)
+    if is_pillow(sample):
+        return _image(pillow_pixels(sample, argument), alt, largest_side)
     if isinstance(sample, bytes):
         sample = sample.decode("utf-8", "replace")
     if isinstance(sample, str):
@@ -146,57 +169,18 @@ def picture_of(
         return Picture("row", alt, values=_entries(list(sample.items())))
     array = as_numpy(sample)
     if array.ndim == 0 and array.dtype.kind in "US":
-        return picture_of(array.item(), alt, argument, largest_side)
+        return picture_of(array.item(), alt, argument, largest_side, span)
     if array.ndim == 0 and array.dtype.kind == "O":  # None, or an object that no one can look at
-        raise _nothing_to_see(argument, described(sample))
+        raise nothing_to_see(argument, described(sample))
     if array.ndim <= 1:
         return Picture("row", alt, values=_entries(list(enumerate(array.reshape(-1).tolist()))))
-    pixels = to_pixels(array, argument)
+    return _image(to_pixels(array, argument, span), alt, largest_side)
+
+
+def _image(pixels: np.ndarray, alt: str, largest_side: int) -> Picture:
     height, width = pixels.shape[:2]
     source = _data_uri(pixels, largest_side)
     return Picture("image", alt, source=source, sharp=max(height, width) <= LARGEST_SHARP_SIDE)
-
-
-def to_pixels(image: np.ndarray, argument: str = "samples") -> np.ndarray:
-    """Return an image as bytes, shape ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``.
-
-    Bytes are taken as they are, numbers in [0, 1] times 255, numbers in [0, 255] rounded; any other
-    range is stretched from its smallest to its largest value.
-
-    Examples
-    --------
-    >>> to_pixels(np.asarray([[0.0, 1.0]])).tolist()
-    [[0, 255]]
-    >>> to_pixels(np.asarray([[-1.0, 1.0]])).tolist()
-    [[0, 255]]
-    """
-    channels = (1, 3, 4)
-    if image.ndim == 3 and image.shape[2] not in channels and image.shape[0] in channels:
-        image = np.moveaxis(image, 0, 2)
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[:, :, 0]
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in channels) or not image.size:
-        raise _nothing_to_see(argument, f"a sample of shape {image.shape}")
-    if image.dtype == np.uint8:
-        return np.ascontiguousarray(image)
-    values = np.asarray(image, dtype=np.float64)
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise WhenceError(argument, "finite pixels", "NaN or infinity", "Check the images.")
-    if low >= 0 and high <= 1:
-        values = 255 * values
-    elif low < 0 or high > 255:
-        values = 255 * (values - low) / (high - low if high > low else 1.0)
-    return np.rint(values).astype(np.uint8)
-
-
-def _nothing_to_see(argument: str, got: str) -> WhenceError:
-    return WhenceError(
-        argument,
-        "texts, rows, or images of shape (H, W) or (H, W, 1, 3 or 4)",
-        got,
-        "Pass what a person should see of each sample, not what the model takes.",
-    )
 
 
 def _as_rows(samples: Any, argument: str) -> Any:
