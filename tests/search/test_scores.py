@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tolerances import FLOAT64, assert_close
 
 from whence import ORDER, LinearNearestNeighbors, WhenceError
+from whence.engine.base import Threads
 from whence.search.scores import Queries, Vector, block_rows, scores
 from whence.search.top_k import TopK, check_order
 
@@ -220,3 +221,30 @@ def test_an_order_is_one_of_two():
     assert check_order(ORDER.ASCENDING) is ORDER.ASCENDING
     with pytest.raises(WhenceError, match=r"ORDER\.ASCENDING"):
         check_order("ascending")
+
+
+class InParts:
+    """A training set in as many parts as it has samples, some of them worked on at a time."""
+
+    engine = Threads(2)
+
+    def __init__(self, vector):
+        self._vector = vector
+
+    def parts(self):
+        for row in range(len(self._vector.phi)):
+            yield [(row, Vector(*(array[row : row + 1] for array in self._vector)))]
+
+
+def test_threads_find_what_one_pass_finds_and_sum_it():
+    rng = np.random.default_rng(0)
+    vector = Vector(rng.normal(size=(300, 2)), rng.normal(size=(300, 1)))
+    queries = Queries(rng.normal(size=(4, 2, 1)), np.zeros(4))
+    search = LinearNearestNeighbors()
+    search.build(InParts(vector), scores, 3, 4)
+    (best, worst), sums = search.query_sums(queries, (ORDER.DESCENDING, ORDER.ASCENDING))
+    every = scores(queries, vector)
+    order = np.argsort(every, axis=1)
+    assert np.array_equal(worst.rows, order[:, :3])
+    assert np.array_equal(best.rows, order[:, ::-1][:, :3])
+    assert_close(sums, every.sum(axis=1), FLOAT64)

@@ -13,7 +13,6 @@ stored, and the outer products are summed over positions. A query about one outp
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import threading
 from abc import ABC, abstractmethod
@@ -396,12 +395,11 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
     ) -> tuple[tuple[TopK, ...], np.ndarray]:
         """Find several ends of the scores, and their sums ``(T,)``; see :meth:`query_orders`."""
         k, dot_product, workspace = self._k, self._scores, self.workspace_bytes
-        empty = tuple(TopK(len(queries), k, order) for order in orders)
+        n_queries = len(queries)
 
-        def search(
-            part: Iterable[tuple[int, Vector]], found: tuple[TopK, ...]
-        ) -> tuple[tuple[TopK, ...], np.ndarray]:
-            sums = np.zeros(len(queries))
+        def search(part: Iterable[tuple[int, Vector]]) -> tuple[tuple[TopK, ...], np.ndarray]:
+            found = tuple(TopK(n_queries, k, order) for order in orders)
+            sums = np.zeros(n_queries)
             with _one_workspace():
                 for start, vector in part:
                     widen = in_double or needs_double(queries, vector, dot_product)
@@ -415,11 +413,11 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
 
         engine = engine_of(self._dataset)
         if isinstance(engine, Serial):  # one pass, in which what was found narrows what is looked at
-            return search(self._dataset, empty)
-        total = np.zeros(len(queries))
-        parts = parts_of(self._dataset)
-        for of_part, sums in engine.map(lambda part: search(part, copy.deepcopy(empty)), parts):
+            return search(self._dataset)
+        every = tuple(TopK(n_queries, k, order) for order in orders)
+        total = np.zeros(n_queries)
+        for of_part, sums in engine.map(search, parts_of(self._dataset)):
             total += sums
-            for best, others in zip(empty, of_part, strict=True):
+            for best, others in zip(every, of_part, strict=True):
                 best.merge(others)
-        return empty, total
+        return every, total
