@@ -132,7 +132,7 @@ class Scorer(ABC):
         """Return what was computed and how, for results and manifests."""
         return {
             "method": self.method,
-            "layer": self.influence_model.layer_name,
+            "layer": self.influence_model.lasting_name,
             "loss": self.influence_model.loss.name,
             "n_samples": self.index.n_samples,
             "n_features": self.layer.n_features,

@@ -230,7 +230,7 @@ class RepresenterPointLJE(Attribution):
             },
             "factory": describe_object(factory, "whence.ihvp", factory_arguments(factory)),
             "layer": describe_layer(
-                self.layer, self.influence_model.layer_name, self.influence_model.model_name
+                self.layer, self.influence_model.lasting_name, self.influence_model.model_name
             ),
         }
 

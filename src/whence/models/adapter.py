@@ -123,6 +123,20 @@ class Adapter(ABC):
     def with_layer(self, layer: int | str) -> Adapter:
         """Return an adapter of the same model for another target layer."""
 
+    @property
+    def model_name(self) -> str | None:
+        """The model's own name, where it has one."""
+        return None
+
+    @property
+    def lasting_name(self) -> str:
+        """What the layer is called in files: the same for the same model, however often it is built."""
+        return self.layer_name
+
+    def with_lasting_name(self, name: str) -> Adapter:
+        """Return an adapter for the layer that :attr:`lasting_name` calls so."""
+        return self.with_layer(name)
+
     @abstractmethod
     def weights(self) -> Weights:
         """Return the target layer's weights as they are now."""

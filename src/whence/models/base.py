@@ -94,10 +94,13 @@ class InfluenceModel:
 
     def at_layer(self, target_layer: int | str) -> InfluenceModel:
         """Return the same model with another target layer."""
+        return self._with(self._adapter.with_layer(target_layer), target_layer)
+
+    def _with(self, adapter: Adapter, layer: int | str) -> InfluenceModel:
         other = InfluenceModel.__new__(InfluenceModel)
         other.model = self.model
-        other.arguments = (target_layer, *self.arguments[1:])
-        other._open(self._adapter.with_layer(target_layer))
+        other.arguments = (layer, *self.arguments[1:])
+        other._open(adapter)
         return other
 
     def at_index(self, index: StoredIndex) -> InfluenceModel:
@@ -108,7 +111,8 @@ class InfluenceModel:
         WhenceError
             If there is no such layer, or it has other weights or another loss.
         """
-        other = self.at_layer(index.identity["layer"])
+        adapter = self._adapter.with_lasting_name(index.identity["layer"])
+        other = self._with(adapter, adapter.layer_name)
         index.check(other.identity())
         if other._adapter.counts_classes:
             other._count_classes((as_numpy(block.target), None) for block in index)
@@ -128,13 +132,19 @@ class InfluenceModel:
     @property
     def model_name(self) -> str:
         """What reports call the model: its type, and its name where it has one."""
-        kind, name = type(self.model).__name__, getattr(self.model, "name", None)
+        kind = type(self.model).__name__
+        name = self._adapter.model_name or getattr(self.model, "name", None)
         return f"{name} ({kind})" if isinstance(name, str) and name else kind
 
     @property
     def layer_name(self) -> str:
         """The target layer's name."""
         return self._adapter.layer_name
+
+    @property
+    def lasting_name(self) -> str:
+        """What files call the target layer: the same for the same model, however often it is built."""
+        return self._adapter.lasting_name
 
     @property
     def loss(self) -> Loss:
@@ -356,7 +366,7 @@ class InfluenceModel:
         if weights.l2_of_sum or weights.bias_l2_of_sum:
             digest.update(f" {weights.l2_of_sum} {weights.bias_l2_of_sum}".encode())
         return {
-            "layer": self.layer_name,
+            "layer": self._adapter.lasting_name,
             "model_weights": digest.hexdigest(),
             "loss": self.loss.fingerprint(),
             "n_features": theta.shape[0],

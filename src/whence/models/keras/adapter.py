@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence.arrays.base import Array, as_numpy, import_extra
-from whence.data.base import map_leaves, take_rows
+from whence.data.base import leaves, map_leaves, take_rows
 from whence.models.adapter import Adapter, LossSpec, Weights, register_adapter
 from whence.models.differentiated import DifferentiatedLoss, identity_of
 from whence.models.keras.backends import backend_of
-from whence.models.keras.losses import loss_spec
+from whence.models.keras.finding import (
+    applied_layer,
+    find_layer,
+    lasting_name,
+    layers_with_weights,
+    with_lasting_name,
+    without_number,
+)
+from whence.models.keras.losses import PerSampleLoss, loss_spec
+from whence.models.keras.outputs import Outputs
+from whence.models.keras.own_loss import (
+    COMPARED_ROWS,
+    LossOfRows,
+    overrides,
+    own_loss_of,
+    tell_own_loss,
+)
 from whence.models.keras.tail import KerasTail, Template, intercepted
 
 __all__ = ["KerasAdapter"]
@@ -51,15 +67,32 @@ class KerasAdapter(Adapter):
         self._loss_function = loss_function
         self._classes = classes
         self._check_model()
-        self._layer, self.layer_name = _find_layer(self._keras, model, start_layer)
-        self._applied = _applied_layer(self._keras, model, self._layer)
-        self._tail = KerasTail(self._keras, model, self._layer, self._applied)
+        self._layer, self.layer_name = find_layer(self._keras, model, start_layer)
+        self._is_default = start_layer == -1
+        self._applied = applied_layer(self._keras, model, self._layer)
+        self._outputs = Outputs(model, self.layer_name)
+        self._tail = KerasTail(self._keras, model, self._layer, self._applied, self._outputs.of)
         self._backend = backend_of(self._keras, model)
         self._compiled_features = self._backend.forward(self._record_features)
+        self._known_loss: PerSampleLoss | None = None
 
     def with_layer(self, layer: int | str) -> KerasAdapter:
         """Return an adapter of the same model for another target layer."""
         return KerasAdapter(self._model, layer, self._loss_function, classes=self._classes)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, without the number that Keras gives one that has none of its own."""
+        return without_number(self._model)
+
+    @property
+    def lasting_name(self) -> str:
+        """What the layer is called in files, however often the model is built anew."""
+        return lasting_name(self._keras, self._model, self.layer_name)
+
+    def with_lasting_name(self, name: str) -> KerasAdapter:
+        """Return an adapter for the layer that an index calls so."""
+        return self.with_layer(with_lasting_name(self._keras, self._model, name))
 
     def weights(self) -> Weights:
         """Return the target layer's weights as they are now."""
@@ -67,13 +100,53 @@ class KerasAdapter(Adapter):
         return Weights(
             self._on_host(layer.kernel),
             self._on_host(layer.bias) if layer.use_bias else None,
-            _l2_curvature(layer.kernel_regularizer),
-            _l2_curvature(layer.bias_regularizer) if layer.use_bias else 0.0,
+            _l2_curvature(self._keras, layer.kernel_regularizer, layer.kernel.shape),
+            _l2_curvature(self._keras, layer.bias_regularizer, layer.bias.shape) if layer.use_bias else 0.0,
         )
 
     def loss_spec(self) -> LossSpec:
-        """Return the loss given, or the one that the model was compiled with."""
-        return loss_spec(self._keras, self._loss())[0]
+        """Return the loss given, or the one that the model was compiled with for the layer's output.
+
+        A loss that the model computes itself has no closed form, until :meth:`learn_loss` found that it is
+        the one that it was compiled with.
+        """
+        if self._known_loss is not None and isinstance(self._known_loss, LossOfRows):
+            return LossSpec(None, "", self._known_loss.described)
+        compiled = self._compiled_loss()
+        own = self._own_loss(compiled)
+        if own is not None and self._known_loss is None:
+            return LossSpec(None, "", own[1])
+        if compiled is None:
+            return LossSpec(None, "", "of several outputs")  # which, is seen on the first batch
+        return loss_spec(self._keras, compiled)[0]
+
+    def learn_loss(self, inputs: Any, labels: Any) -> None:
+        """Compare the model's own loss, where it has one, with the compiled one on the first batch."""
+        compiled = self._compiled_loss()
+        own = self._own_loss(compiled)
+        if own is None or labels is None:
+            return
+        keras = self._keras
+        labels = as_numpy(labels)
+        rows = np.arange(min(len(labels), COMPARED_ROWS))
+        output = self._keras.ops.convert_to_tensor(self.output(take_rows(inputs, rows)))
+        if not self._outputs.is_single and own[1].endswith("compute_loss"):
+            raise WhenceError(
+                f"loss {own[1]}",
+                "the loss of one output",
+                "one that the model computes of several",
+                "Name that of the layer's output: InfluenceModel(net, loss_function=...).",
+            )
+        per_sample = None if compiled is None else loss_spec(keras, compiled)[1]
+        self._known_loss = tell_own_loss(
+            keras, own, per_sample, keras.ops.convert_to_tensor(labels[rows]), output
+        )
+
+    def class_weights(self, target: np.ndarray) -> np.ndarray | None:
+        """Return the weight of the compiled loss, where it has one, for each sample."""
+        weight = None if self._loss_function is not None else _loss_weights(self._model)
+        weight = self._outputs.part_of(weight)
+        return None if weight is None or weight == 1 else np.full(len(target), float(weight))
 
     def features(self, inputs: Any) -> Array:
         """Return the input of the target layer, shape ``(n, d)`` or ``(n, ..., d)``."""
@@ -81,15 +154,18 @@ class KerasAdapter(Adapter):
 
     def features_and_mask(self, inputs: Any) -> tuple[Array, Array | None]:
         """Return the input of the target layer, and the mask that Keras's loss would respect."""
+        self._look(inputs)
         parts = self._compiled_features(inputs)
         return as_numpy(parts[0]), as_numpy(parts[1]) if len(parts) == 2 else None
 
     def output(self, inputs: Any) -> np.ndarray:
         """Return the model's own output."""
-        return self._on_host(self._model(map_leaves(as_numpy, inputs), training=False))
+        self._look(inputs)
+        return self._on_host(self._outputs.of(self._model(map_leaves(as_numpy, inputs), training=False)))
 
     def tail(self, inputs: Any, pre_activations: np.ndarray) -> np.ndarray:
         """Return the model's output if the target layer gave these pre-activations."""
+        self._look(inputs)
         try:  # layers in half precision would hide what the tail is
             output = self._tail(inputs, pre_activations, "float32")
         except WhenceError:
@@ -100,13 +176,13 @@ class KerasAdapter(Adapter):
 
     def differentiated(self, inputs: Any) -> DifferentiatedLoss:
         """Return the loss and everything after the target layer, differentiated by the backend."""
-        spec, loss = loss_spec(self._keras, self._loss())
+        self._look(inputs)
+        spec, loss = self.loss_spec(), self._per_sample_loss()
         first = take_rows(inputs, slice(0, 1))
         template = Template(first, tuple(self.features(first).shape[1:-1]))
         n_outputs = int(self._layer.kernel.shape[1])
         weights = [self._on_host(variable) for variable in self._model.variables]
-        own = getattr(loss.loss, "fn", type(loss.loss).call)
-        config = {key: value for key, value in vars(loss.loss).items() if key != "name"}
+        own, config = loss.identity()
         output = self._backend.output(lambda u, dtype: self._tail.at_rows(template, u, dtype), n_outputs)
         boundary = loss.boundary if self._classes is None else None
         if self._classes:  # of probabilities or of logits: what large pre-activations lead to tells
@@ -138,12 +214,32 @@ class KerasAdapter(Adapter):
             )
         return tf.device(wanted)
 
-    def _loss(self) -> Any:
+    def _per_sample_loss(self) -> PerSampleLoss:
+        if self._known_loss is not None:
+            return self._known_loss
+        compiled = self._compiled_loss()
+        own = self._own_loss(compiled)
+        per_sample = None if compiled is None else loss_spec(self._keras, compiled)[1]
+        if own is not None:
+            return LossOfRows(self._keras, own, per_sample)
+        assert per_sample is not None
+        return per_sample
+
+    def _own_loss(self, compiled: Any) -> Any:
+        return own_loss_of(self._keras, self._model, compiled, self._loss_function is not None)
+
+    def _compiled_loss(self) -> Any:
+        """Return the loss given or compiled; None where that is known later, or only by the model."""
         loss = self._loss_function
-        if loss is None:
-            loss = getattr(self._model, "loss", None)
         if loss is not None:
             return loss
+        compiled = getattr(self._model, "loss", None)
+        if isinstance(compiled, dict | list | tuple):
+            if self._outputs.number is None:
+                return None
+            compiled = self._outputs.part_of(compiled)
+        if compiled is not None or overrides(self._model, "compute_loss"):
+            return compiled
         raise WhenceError(
             "loss_function",
             "a loss, since the model was not compiled with one",
@@ -164,7 +260,7 @@ class KerasAdapter(Adapter):
         with intercepted(self._applied, recorded):
             output = self._model(inputs, training=False)
         if len(seen) == 1:
-            mask = _mask_of(output)
+            mask = _mask_of(self._outputs.of(output))
             has_mask = mask is not None and len(mask.shape) == len(seen[0].shape) - 1
             return (seen[0], mask) if has_mask and len(seen[0].shape) > 2 else (seen[0],)
         raise WhenceError(
@@ -172,6 +268,85 @@ class KerasAdapter(Adapter):
             "a layer that the model applies once in a forward pass",
             f"{len(seen)} applications",
             "Choose a layer whose weights are not shared, and that the model uses.",
+        )
+
+    def _look(self, inputs: Any) -> None:
+        """See, once, which output comes from the layer, and whether it is the last that is applied."""
+        if self._outputs.number is not None:
+            return
+        first = leaves(inputs)[0]
+        two = take_rows(inputs, np.arange(2) % first.shape[0])
+        called: list[str] = []
+        seen: list[Any] = []
+
+        def record(path: str) -> Callable[..., Any]:
+            def recorded(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                called.append(path)
+                if path == self.layer_name:
+                    seen.append(args[0])
+                return call(*args, **kwargs)
+
+            return recorded
+
+        with ExitStack() as stack:
+            for path, layer in layers_with_weights(self._keras, self._model).items():
+                stack.enter_context(intercepted(layer, record(path)))
+            output = self._model(two, training=False)
+        if not seen:
+            return  # what is wrong with that, the features will tell
+        shape = (*seen[0].shape[:-1], int(self._layer.kernel.shape[1]))
+        draw = np.random.default_rng(0)
+        states = [draw.normal(size=shape).astype(np.float32) for _ in range(2)]
+
+        def changed() -> tuple[Any, Any]:
+            one, other = (map_leaves(self._on_host, self._tail.whole(two, state)) for state in states)
+            return one, other
+
+        self._outputs.decide(output, changed)
+        try:
+            self._check_added_losses(two, states)
+            if self._is_default and self._outputs.is_single:
+                self._check_last(called, shape, tuple(output.shape))
+        except WhenceError:
+            self._outputs.number = None
+            raise
+
+    def _check_last(self, called: list[str], pre_activation: Any, output: Any) -> None:
+        """Raise if the default layer is one that the model's output does not come from."""
+        behind = called[len(called) - called[::-1].index(self.layer_name) :]
+        widened = len(output) == len(pre_activation) and output[-1] != pre_activation[-1]
+        if not behind and not widened:
+            return
+        got = f"the output passes {', '.join(map(repr, behind))} after it"
+        if not behind:
+            got = f"the output has {output[-1]} columns, and the layer {pre_activation[-1]} units"
+        dense = [
+            path
+            for path, layer in layers_with_weights(self._keras, self._model).items()
+            if isinstance(layer, self._keras.layers.Dense)
+        ]
+        raise WhenceError(
+            f"target layer {self.layer_name!r}, the last one",
+            "a dense layer that the model's output comes from",
+            got,
+            f"Name the layer that you mean: start_layer='...', one of {', '.join(dense)}.",
+        )
+
+    def _check_added_losses(self, inputs: Any, states: list[np.ndarray]) -> None:
+        """Raise if losses that the model adds depend on the layer: they are no part of the loss here."""
+        if not self._model.losses:
+            return
+        totals = []
+        for state in states:
+            self._tail.whole(inputs, state)
+            totals.append(sum(float(as_numpy(loss)) for loss in self._model.losses))
+        if np.isclose(totals[0], totals[1], rtol=1e-6, atol=0):
+            return
+        raise WhenceError(
+            f"layer {self.layer_name!r}",
+            "a layer that the loss depends on through the model's output alone",
+            "one that an activity regulariser or add_loss behind it depends on too",
+            "Choose a layer behind that place, or explain a copy of the model without it.",
         )
 
     def _check_model(self) -> None:
@@ -188,89 +363,6 @@ class KerasAdapter(Adapter):
             )
 
 
-# ------------------------------------------------------------------------------- finding the layer
-
-
-def _leaf_layers(keras: Any, container: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the path and object of every layer without layers of its own, in order.
-
-    A dense layer is one of them, even if its activation is a layer.
-    """
-    for layer in getattr(container, "layers", None) or getattr(container, "_layers", []):
-        path = f"{prefix}{layer.name}"
-        is_dense = isinstance(layer, keras.layers.Dense)
-        inner = [] if is_dense else list(_leaf_layers(keras, layer, f"{path}/"))
-        if inner:
-            yield from inner
-        else:
-            yield path, layer
-
-
-def _find_layer(keras: Any, model: Any, wanted: int | str) -> tuple[Any, str]:
-    every = list(_leaf_layers(keras, model))
-    listing = ", ".join(f"{path} ({type(layer).__name__})" for path, layer in every)
-    if isinstance(wanted, str):
-        found = [(p, x) for p, x in every if wanted in (p, x.name)]
-        if len(found) != 1:
-            raise WhenceError(
-                "target layer",
-                "the name of one layer of the model",
-                f"{wanted!r}, which is the name of {len(found) or 'none'}",
-                f"The layers are: {listing}.",
-            )
-        path, layer = found[0]
-        return _check_dense(keras, layer, path, listing), path
-    if isinstance(wanted, bool) or not isinstance(wanted, int):
-        raise WhenceError("target layer", "an index or a name", repr(wanted), f"Layers: {listing}.")
-    top = model.layers
-    if not -len(top) <= wanted < len(top):
-        raise WhenceError(
-            "target layer",
-            f"an index from {-len(top)} to {len(top) - 1}",
-            repr(wanted),
-            f"The layers are: {listing}.",
-        )
-    last = top[wanted]
-    paths = {id(layer): path for path, layer in every}
-    inside = [last, *(x for _, x in _leaf_layers(keras, last))]
-    end = max(i for i, (_, x) in enumerate(every) if any(x is y for y in inside))
-    for _, layer in reversed(every[: end + 1]):
-        if layer.weights or isinstance(layer, keras.layers.Dense):
-            return _check_dense(keras, layer, paths[id(layer)], listing), paths[id(layer)]
-    raise WhenceError(
-        "target layer",
-        "a dense layer",
-        f"no layer with weights up to {wanted}",
-        f"Layers: {listing}.",
-    )
-
-
-def _check_dense(keras: Any, layer: Any, path: str, listing: str) -> Any:
-    if not isinstance(layer, keras.layers.Dense):
-        raise WhenceError(
-            "target layer",
-            "a dense layer",
-            f"{path!r}, a {type(layer).__name__}",
-            f"The layers are: {listing}.",
-        )
-    if not layer.built:
-        raise WhenceError(
-            "target layer",
-            "a layer with weights",
-            f"{path!r}, never built",
-            "Call the model first.",
-        )
-    return layer
-
-
-def _applied_layer(keras: Any, model: Any, layer: Any) -> Any:
-    """Return what the model calls to apply a layer: a ``TimeDistributed`` around it, or itself."""
-    for other in model._flatten_layers(include_self=False):
-        if isinstance(other, keras.layers.TimeDistributed) and other.layer is layer:
-            return other
-    return layer
-
-
 def _mask_of(tensor: Any) -> Any:
     """Return the mask that Keras hangs on a tensor, or None."""
     try:
@@ -280,7 +372,28 @@ def _mask_of(tensor: Any) -> Any:
     return get_keras_mask(tensor)
 
 
-def _l2_curvature(regularizer: Any) -> float:
-    """Return the second derivative of a penalty ``strength * sum(w**2)``: twice its strength."""
+def _l2_curvature(keras: Any, regularizer: Any, shape: Any) -> float:
+    """Return the second derivative of a penalty ``strength * sum(w**2)``: twice its strength.
+
+    One of the user's own is tried; where it is no such penalty its curvature is left out, as is that of L1.
+    """
     strength = getattr(regularizer, "l2", None)
-    return 0.0 if strength is None else 2.0 * float(strength)
+    if regularizer is None or strength is not None or isinstance(regularizer, keras.regularizers.L1):
+        return 0.0 if strength is None else 2.0 * float(strength)
+    draw, ratios = np.random.default_rng(0), []
+    for scale in (0.5, 1.0, 2.0):
+        w = scale * draw.normal(size=tuple(shape)).astype(np.float32)
+        penalty = as_numpy(regularizer(keras.ops.convert_to_tensor(w)))
+        ratios.append(float(penalty) / float((w.astype(np.float64) ** 2).sum()))
+    if np.ptp(ratios) <= 1e-3 * max(ratios):
+        return 2.0 * ratios[0]
+    warn(
+        f"regulariser {type(regularizer).__name__}: expected L2, got a penalty that is no multiple of the "
+        "sum of squares. Its curvature is left out of the Hessian; add damping if it is to count."
+    )
+    return 0.0
+
+
+def _loss_weights(model: Any) -> Any:
+    """Return the ``loss_weights`` that a model was compiled with, which Keras keeps in a private place."""
+    return getattr(getattr(model, "_compile_loss", None), "_user_loss_weights", None)

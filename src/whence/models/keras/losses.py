@@ -40,6 +40,13 @@ class PerSampleLoss:
         self._keras = keras
         self.loss = loss
         self.described = described
+        # Keras brings labels and outputs to one rank for these, and not for other classes.
+        self._squeezes = isinstance(loss, keras.losses.MeanSquaredError.__mro__[1])
+
+    def identity(self) -> tuple[Any, dict[str, Any]]:
+        """Return the function that computes the loss, and its settings: what tells it from others."""
+        settings = {key: value for key, value in vars(self.loss).items() if key != "name"}
+        return getattr(self.loss, "fn", type(self.loss).call), settings
 
     @property
     def boundary(self) -> float | None:
@@ -59,6 +66,8 @@ class PerSampleLoss:
     def __call__(self, labels: Any, output: Any, n_kept: int = 1) -> Any:
         """Return the losses with the ``n_kept`` first axes of labels and output."""
         ops = self._keras.ops
+        if self._squeezes:
+            labels, output = _in_columns(ops, labels, output, n_kept)
         # As Keras does before it calls a loss; ours may be in another precision than its default.
         losses = self.loss.call(ops.cast(labels, output.dtype), output)
         n_axes = len(getattr(losses, "shape", ()))
@@ -84,6 +93,19 @@ class PerSampleLoss:
             return ops.mean(losses, axis=axes)
         mask = ops.cast(mask, losses.dtype)
         return ops.divide_no_nan(ops.sum(losses * mask, axis=axes), ops.sum(mask, axis=axes))
+
+
+def _in_columns(ops: Any, labels: Any, output: Any, n_kept: int) -> tuple[Any, Any]:
+    """Return labels and outputs of one number a row with an axis for it, whether they have one or not."""
+    kept = tuple(output.shape[:n_kept])
+    for array in (labels, output):
+        if tuple(array.shape[n_kept:]) not in ((), (1,)) or len(array.shape) < n_kept:
+            return labels, output
+
+    def in_column(array: Any) -> Any:
+        return ops.expand_dims(array, -1) if len(array.shape) == len(kept) else array
+
+    return in_column(labels), in_column(output)
 
 
 def loss_spec(keras: Any, loss: Any) -> tuple[LossSpec, PerSampleLoss]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError
 from whence.data.base import map_leaves
 from whence.models.keras.losses import PerSampleLoss
 
@@ -30,13 +29,18 @@ class KerasTail:
     layer : keras.layers.Dense
     applied : keras.layers.Layer
         What the model calls: the layer itself, or the ``TimeDistributed`` around it.
+    choose : callable
+        ``choose(output)`` is the one output that is explained, of what the model gives.
     """
 
-    def __init__(self, keras: Any, model: Any, layer: Any, applied: Any) -> None:
+    def __init__(
+        self, keras: Any, model: Any, layer: Any, applied: Any, choose: Callable[[Any], Any]
+    ) -> None:
         self._keras = keras
         self._model = model
         self._layer = layer
         self._applied = applied
+        self._choose = choose
 
     def __call__(self, inputs: Any, u: Any, precision: str | None = None) -> Any:
         """Return the model's output if the layer's pre-activations were ``u``.
@@ -50,6 +54,10 @@ class KerasTail:
             What the layers behind the target layer compute in; ``None`` leaves it to each layer.
             Weights keep their values: they are cast on the way.
         """
+        return self._choose(self.whole(inputs, u, precision))
+
+    def whole(self, inputs: Any, u: Any, precision: str | None = None) -> Any:
+        """Return all that the model gives if the layer's pre-activations were ``u``."""
         with ExitStack() as restored:
 
             def replaced(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -59,16 +67,7 @@ class KerasTail:
                 return self._layer.activation(self._keras.ops.cast(u, dtype))
 
             with intercepted(self._applied, replaced):
-                output = self._model(inputs, training=False)
-        if hasattr(output, "shape"):
-            return output
-        count = len(output) if hasattr(output, "__len__") else 0
-        raise WhenceError(
-            "model",
-            "a model with one output",
-            f"{count} outputs",
-            "Explain one at a time: keras.Model(net.inputs, net.outputs[0]), with its own loss.",
-        )
+                return self._model(inputs, training=False)
 
     def at_rows(self, template: Template, u: Any, precision: str) -> Any:
         """Return the output ``(m, ...)`` for rows ``u (m, C)``: samples, or positions of any."""

@@ -122,6 +122,7 @@ class TensorFlowDerivatives:
                     "one without a gradient with respect to the layer's pre-activations",
                     "Choose a layer that the output depends on, and a loss that is not a metric.",
                 )
+            r = tf.convert_to_tensor(r)  # rows that are gathered have slices for a gradient
         if order == 1:
             return r
         zero = tf.UnconnectedGradients.ZERO
