@@ -119,3 +119,217 @@ def test_a_function_that_broadcasts_is_refused():
     torch.manual_seed(0)
     with pytest.raises(whence.WhenceError, match="outputs and labels of one shape"):
         fitted(nn.Linear(D, 1).double(), (X, REALS), lambda o, t: (o - t) ** 2, layer="")
+
+
+# ----------------------------------------------------------------- what happens to positions
+
+
+class Along(nn.Module):
+    """A head on every position, and what the test does with its output."""
+
+    def __init__(self, after, bias=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.after = nn.Linear(D, 3), nn.Linear(3, 3, bias=bias), after
+        self.double().eval()
+
+    def features(self, x):
+        return torch.tanh(self.body(x))
+
+    def forward(self, x):
+        return self.after(self.head(self.features(x)), x)
+
+
+ROWS = torch.tensor(RNG.normal(size=(N, 5, D)))
+IMAGES = torch.tensor(RNG.normal(size=(N, 2, 3, D)))
+LABELS = {3: torch.tensor(RNG.integers(0, 3, (N, 5))), 4: torch.tensor(RNG.integers(0, 3, (N, 2, 3)))}
+MOVED = {
+    "classes second": (ROWS, lambda z, x: z.transpose(1, 2), nn.CrossEntropyLoss()),
+    "classes second, of images": (IMAGES, lambda z, x: z.permute(0, 3, 1, 2), nn.CrossEntropyLoss()),
+    "classes second, smoothed": (
+        ROWS,
+        lambda z, x: z.transpose(1, 2),
+        nn.CrossEntropyLoss(label_smoothing=0.2),
+    ),
+    "classes second, ignoring": (ROWS, lambda z, x: z.transpose(1, 2), nn.CrossEntropyLoss(ignore_index=1)),
+    "classes second, in its own words": (
+        ROWS,
+        lambda z, x: z.transpose(1, 2),
+        lambda o, t: -(o.log_softmax(1) * F.one_hot(t, 3).transpose(1, 2)).sum(1),
+    ),
+    "a temperature, classes second": (ROWS, lambda z, x: 2 * z.transpose(1, 2), nn.CrossEntropyLoss()),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_outputs_with_classes_on_the_second_axis(name):
+    x, after, loss = MOVED[name]
+    model, y = Along(after), LABELS[x.ndim]
+    wrapped = whence.InfluenceModel(model, loss_function=loss)
+    assert_close(*gradients_of(wrapped, model, loss, x, y), 1e-9)
+
+
+def gradients_of(wrapped, model, loss, x, y):
+    """The mean gradient, the library's and by autograd: of means over the positions that count."""
+    index = wrapped.index([(x[:9], y[:9]), (x[9:], y[9:])], progress=False)
+    got = np.asarray(wrapped.layer.mean_gradient(index))
+    model.zero_grad()
+    sum(loss(model(x[i : i + 1]), y[i : i + 1]).mean() / N for i in range(N)).backward()
+    expected = model.head.weight.grad.T
+    if model.head.bias is not None:
+        expected = torch.cat([expected, model.head.bias.grad[None]])
+    return got, expected
+
+
+def test_values_with_units_on_the_second_axis():
+    model = Along(lambda z, x: z.transpose(1, 2))
+    y = torch.tensor(RNG.normal(size=(N, 3, 5)))
+    for loss in (nn.MSELoss(), nn.HuberLoss(delta=0.5), lambda o, t: (o - t) ** 4):
+        wrapped = whence.InfluenceModel(model, loss_function=loss)
+        assert_close(*gradients_of(wrapped, model, loss, ROWS, y), 1e-9)
+
+
+def last(z, x):
+    """At the last place where the first input is above zero."""
+    places = torch.arange(z.shape[1]) * (x[..., 0] > 0)
+    return z[torch.arange(len(z)), places.argmax(dim=1)]
+
+
+def masked_mean(z, x):
+    mask = (x[..., 0] > 0).to(z.dtype)
+    mask[:, 0] = 1
+    return (z * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def focal(output, target):
+    p = output.softmax(dim=1).gather(1, target[:, None])[:, 0]
+    return -((1 - p) ** 2) * p.log()
+
+
+POOLED = {
+    "last": last,
+    "first": lambda z, x: z[:, 0],
+    "mean": lambda z, x: z.mean(dim=1),
+    "masked mean": masked_mean,
+    "last, then probabilities": lambda z, x: last(z, x).log_softmax(dim=1).exp().log(),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), focal], ids=["closed", "other"])
+def test_positions_that_are_brought_together_behind_the_head(name, bias, loss):
+    model, y = Along(POOLED[name], bias), LABELS[3][:, 0]
+    wrapped = whence.InfluenceModel(model, loss_function=loss)
+    assert_close(*gradients_of(wrapped, model, loss, ROWS, y), 1e-9)
+
+
+def test_positions_that_are_brought_together_otherwise_are_refused():
+    for after in (lambda z, x: z.amax(dim=1), lambda z, x: (z.softmax(dim=1) * z).sum(dim=1)):
+        with pytest.raises(whence.WhenceError, match="brought together otherwise"):
+            whence.InfluenceModel(Along(after), "head", loss_function=nn.CrossEntropyLoss()).index(
+                (ROWS, LABELS[3][:, 0]), progress=False
+            )
+
+
+def test_sums_over_positions_of_one_length_alone():
+    wrapped = whence.InfluenceModel(
+        Along(lambda z, x: z.sum(dim=1)), "head", loss_function=nn.CrossEntropyLoss()
+    )
+    y = LABELS[3][:, 0]
+    assert_close(*gradients_of(wrapped, wrapped.model, nn.CrossEntropyLoss(), ROWS, y), 1e-9)
+    with pytest.raises(whence.WhenceError, match="as in the first batch"):
+        wrapped.index([(ROWS, y), (ROWS[:, :3], y)], progress=False)
+
+
+# ------------------------------------------------------------------- which layer it comes from
+
+
+class Ended(nn.Module):
+    """A linear layer, and an end that is none that the library knows."""
+
+    def __init__(self, end, parts):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(D, 3)
+        self.end, self.parts = end, parts
+        self.double().eval()
+
+    def forward(self, x):
+        return self.end(self.parts, torch.tanh(self.first(x)))
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(3, 3, 1)
+        self.attention = nn.MultiheadAttention(3, 1, batch_first=True)
+        self.table = nn.Embedding(3, 3)
+        self.matrix = nn.Parameter(torch.randn(3, 3))
+        self.norm = nn.BatchNorm1d(3)
+        self.aside = nn.Linear(3, 2)
+        self.last = nn.Linear(3, 3)
+
+
+HIDDEN = {
+    "a convolution": (lambda p, h: p.conv(h[..., None])[..., 0], "parts.conv.*Conv1d"),
+    "F.linear": (lambda p, h: F.linear(h, p.matrix), "parts"),
+    "a cosine": (lambda p, h: F.linear(F.normalize(h), F.normalize(p.matrix)), "parts"),
+    "attention": (lambda p, h: p.attention(h[:, None], h[:, None], h[:, None])[0][:, 0], "parts.attention"),
+    "tied weights": (lambda p, h: h @ p.table.weight.T, "parts.table.*Embedding"),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_hidden_layer_is_not_taken_for_the_last(name):
+    end, message = HIDDEN[name]
+    model = Ended(end, Parts())
+    loss = nn.CrossEntropyLoss()
+    with pytest.raises(whence.WhenceError, match=rf"{message}[\s\S]*start_layer='first'"):
+        whence.InfluenceModel(model, loss_function=loss).index((X, INTS), progress=False)
+    wrapped = whence.InfluenceModel(model, "first", loss_function=loss)
+    index = wrapped.index((X, INTS), progress=False)
+    model.zero_grad()
+    loss(model(X), INTS).backward()
+    expected = torch.cat([model.first.weight.grad.T, model.first.bias.grad[None]])
+    assert_close(wrapped.layer.mean_gradient(index), expected, 1e-9)
+
+
+def aside(parts, h):
+    logits = parts.last(h)
+    parts.aside(h)
+    return logits
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda p, h: p.last(h).softmax(dim=1),
+        lambda p, h: p.last(h) / 0.3,
+        lambda p, h: p.norm(p.last(h)),
+        lambda p, h: p.last(h).cumsum(dim=1),
+        lambda p, h: torch.tanh(p.last(h)),
+        aside,
+    ],
+    ids=["softmax", "temperature", "normalised", "sums", "tanh", "a layer aside"],
+)
+def test_the_last_layer_is_the_one_that_the_output_comes_from(end):
+    wrapped = whence.InfluenceModel(Ended(end, Parts()), loss_function=focal)
+    wrapped.index((X, INTS), progress=False)
+    assert wrapped.layer_name == "parts.last"
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "0.1", None, True])
+def test_weight_decay_is_checked(value):
+    with pytest.raises(whence.WhenceError, match="weight_decay"):
+        whence.InfluenceModel(nn.Linear(2, 2), loss_function=nn.CrossEntropyLoss(), weight_decay=value)
+
+
+@pytest.mark.parametrize("n_weights", [2, 4])
+def test_class_weights_of_another_length(n_weights):
+    weight = torch.ones(n_weights)
+    for loss in (nn.CrossEntropyLoss(weight), nn.CrossEntropyLoss(weight, ignore_index=1)):
+        with pytest.raises(whence.WhenceError, match="weight"):
+            whence.InfluenceModel(nn.Linear(D, 3).double(), loss_function=loss).index(
+                (X, INTS), progress=False
+            )

@@ -251,6 +251,13 @@ class SoftmaxCrossEntropy(Loss):
 
     def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
         labels = np.asarray(labels)
+        if self.class_weight is not None and len(self.class_weight) != n_outputs:
+            raise WhenceError(
+                "class weights of the loss",
+                f"{n_outputs}, one for each output of the layer",
+                str(len(self.class_weight)),
+                "Give a weight for every class, in the order of the outputs.",
+            )
         if labels.ndim == 2 and labels.shape[1] == 1 and n_outputs > 1:
             labels = labels[:, 0]
         if labels.ndim == 1:

@@ -20,7 +20,7 @@ from whence.models.torch.layers import Dense, calls_in_order, dense_layers, used
 from whence.models.torch.losses import check_callable, read_loss
 from whence.models.torch.module import check_device, device_named, exclusive, takes, unwrapped
 from whence.models.torch.own import CalledLoss, own_loss
-from whence.models.torch.tail import TorchTail, inference
+from whence.models.torch.tail import TorchTail, inference, repeated
 
 __all__ = ["TorchAdapter"]
 
@@ -91,6 +91,7 @@ class TorchAdapter(Adapter):
         self._layer: Dense | None = None
         self._layer_name = ""
         self._form: Form | None = None  # with what follows from it, learned from the first batch
+        self._of_mean: Any = None
         if self._loss is None and not takes(self._model, "labels"):
             raise WhenceError(
                 "loss_function",
@@ -302,7 +303,12 @@ class TorchAdapter(Adapter):
             probe = probe.float()
         form = Form(tuple(int(size) for size in u.shape[1:-1]))
         if form.positions:
-            form = form_of(self._torch, lambda u: self._caller.output(run(batch, u).result), probe)
+            form = form_of(
+                self._torch,
+                lambda u: self._caller.output(run(batch, u).result),
+                probe,
+                self._layer_name,
+            )
         if self._start_layer == -1:
             self._check_default(run, batch, probe, form)
         if self._loss is None:
@@ -319,6 +325,9 @@ class TorchAdapter(Adapter):
             self._check_penalty(batch, u)
         self._form = form
         self._check_same_again(batch)
+        if form.is_pooled:
+            one = take_rows(batch, slice(0, 1))
+            self._of_mean = lambda u: self._tail().output(repeated(one, len(u)), u)
 
     def _check_penalty(self, batch: Any, u: Any) -> None:
         """Raise if the model's own loss has a term of the layer's weights by themselves."""
@@ -422,7 +431,7 @@ class TorchAdapter(Adapter):
         if not is_pooled:
             return seen[0], watched
         output = self._caller.output(watched.result)
-        weights = checked_weights(torch, output, given[0], self.layer_name).detach()
+        weights = checked_weights(torch, output, given[0], self.layer_name, self._of_mean)
         rows = seen[0].reshape(*weights.shape, -1)
         return (weights[..., None].to(rows.dtype) * rows).sum(dim=1), watched
 

@@ -39,7 +39,7 @@ class Form(NamedTuple):
         return self.units_are_second and array.ndim == len(self.positions) + 2
 
 
-def form_of(torch: Any, output: Callable[[Any], Any], u: Any) -> Form:
+def form_of(torch: Any, output: Callable[[Any], Any], u: Any, layer: str) -> Form:
     """Return the form of a model's output, found by moving what the layer gives.
 
     Parameters
@@ -48,6 +48,13 @@ def form_of(torch: Any, output: Callable[[Any], Any], u: Any) -> Form:
     output : callable
         The model's output, for what the layer would give.
     u : tensor of shape (n, ..., C)
+    layer : str
+        How messages call it.
+
+    Raises
+    ------
+    WhenceError
+        If what comes out at one position hinges on others, other than by a weighted mean.
     """
     positions = tuple(int(size) for size in u.shape[1:-1])
     if not positions:
@@ -71,17 +78,23 @@ def form_of(torch: Any, output: Callable[[Any], Any], u: Any) -> Form:
             return Form(positions, units_are_second=True)
     if _is_pooled(torch, output, u):
         return Form(positions, is_pooled=True)
-    return Form(positions)
+    raise WhenceError(
+        f"layer {layer!r}",
+        "a layer whose positions the model keeps, picks one of or takes a mean of",
+        "one whose positions are brought together otherwise behind it",
+        "Choose a layer behind the place where positions are brought together.",
+    )
 
 
-def weights_of_positions(torch: Any, result: Any, u: Any) -> Any:
+def weights_of_positions(torch: Any, result: Any, u: Any) -> tuple[Any, bool] | None:
     """Return how much each position of ``u (n, ..., C)`` counts in a result, shape ``(n, L)``, sum 1.
 
-    Returns None where the result is no function of a weighted mean over positions.
+    And whether the result is the mean itself; None where it is no function of a weighted mean.
     """
     size = math.prod(u.shape[1:-1])
     rows = result.reshape(result.shape[0], -1)
-    mixed = (rows * torch.linspace(1, 2, rows.shape[1], dtype=rows.dtype, device=rows.device)).sum()
+    shares = torch.linspace(1, 2, rows.shape[1], dtype=rows.dtype, device=rows.device)
+    mixed = (rows * shares).sum()
     if not mixed.requires_grad:
         return None
     (gradient,) = torch.autograd.grad(mixed, u, allow_unused=True)
@@ -94,7 +107,8 @@ def weights_of_positions(torch: Any, result: Any, u: Any) -> Any:
     each, total = gradient.gather(2, unit.expand(-1, size, 1)), totals.gather(2, unit)
     if not bool((total != 0).all()):
         return None
-    return (each / total)[..., 0]
+    is_mean = rows.shape[1] == u.shape[-1] and torch.allclose(totals[:, 0], shares.to(u.dtype), rtol=1e-2)
+    return (each / total)[..., 0], is_mean
 
 
 def _is_pooled(torch: Any, output: Callable[[Any], Any], u: Any) -> bool:
@@ -106,9 +120,10 @@ def _is_pooled(torch: Any, output: Callable[[Any], Any], u: Any) -> bool:
             result = output(point)
             if result.shape[0] != u.shape[0]:
                 return False
-            weights = weights_of_positions(torch, result, point)
-        if weights is None:
+            counted = weights_of_positions(torch, result, point)
+        if counted is None:
             return False
+        weights, _ = counted
         with torch.no_grad():
             mean = (weights[..., None] * point.reshape(*weights.shape, -1)).sum(dim=1)
             at_mean = output(spread(mean, point.shape[1:-1]))
@@ -157,11 +172,38 @@ def spread(rows: Any, positions: tuple[int, ...]) -> Any:
     return between.expand(rows.shape[0], *positions, rows.shape[-1])
 
 
-def checked_weights(torch: Any, result: Any, u: Any, layer: str) -> Any:
-    """Return :func:`weights_of_positions`, or raise where a batch has none."""
-    weights = weights_of_positions(torch, result, u)
-    if weights is not None:
-        return weights
+def checked_weights(
+    torch: Any, result: Any, u: Any, layer: str, of_mean: Callable[[Any], Any] | None
+) -> Any:
+    """Return the weights of positions in a batch, shape ``(n, L)``.
+
+    Parameters
+    ----------
+    torch : module
+    result, u : tensor
+        See :func:`weights_of_positions`.
+    layer : str
+    of_mean : callable or None
+        What the model made of means in the first batch; None while that is found out.
+
+    Raises
+    ------
+    WhenceError
+        If positions are not brought together as in the first batch.
+    """
+    counted = weights_of_positions(torch, result, u)
+    if counted is not None:
+        weights, is_mean = counted[0].detach(), counted[1]
+        if is_mean or of_mean is None:
+            return weights
+        mean = (weights[..., None] * u.detach().reshape(*weights.shape, -1)).sum(dim=1)
+        with torch.no_grad():
+            expected = of_mean(mean)
+        scale = float(expected.abs().max())
+        if expected.shape == result.shape and torch.allclose(
+            expected, result, rtol=0.01, atol=0.01 * scale
+        ):
+            return weights
     raise WhenceError(
         f"layer {layer!r}",
         "positions that the model brings together by a weighted mean, as in the first batch",

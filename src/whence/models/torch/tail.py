@@ -17,7 +17,7 @@ from whence.models.torch.layers import Dense
 from whence.models.torch.module import exclusive
 from whence.models.torch.own import CalledLoss, ComputedLoss
 
-__all__ = ["TorchTail", "inference"]
+__all__ = ["TorchTail", "inference", "repeated"]
 
 
 class TorchTail:
@@ -131,20 +131,30 @@ class TorchTail:
         values = np.random.default_rng(0).normal(size=(3, *positions, n_outputs))
         probe = torch.tensor(values, dtype=torch.float32, device=self._layer.device)
         with torch.no_grad():
-            full = run(_repeated(one, 3), probe, "float32")
-            if full.shape == probe.shape and bool(torch.equal(full, probe)):
+            precision, full = self._first_that_runs(lambda dtype: run(repeated(one, 3), probe, dtype))
+            if full.shape == probe.shape and bool(torch.equal(full, probe.to(full.dtype))):
                 return lambda u, precision: u
             try:
-                small = run(one, probe, "float32")
+                small = run(one, probe, precision)
                 one_is_enough = small.shape == full.shape
                 one_is_enough = one_is_enough and torch.allclose(small, full, rtol=1e-5, atol=1e-6)
             except Exception:  # whatever the user's code raises for sizes that do not fit
                 one_is_enough = False
 
         def at(u: Any, precision: str) -> Any:
-            return run(one if one_is_enough else _repeated(one, int(u.shape[0])), u, precision)
+            return run(one if one_is_enough else repeated(one, int(u.shape[0])), u, precision)
 
         return at
+
+    @staticmethod
+    def _first_that_runs(run: Callable[[str], Any]) -> tuple[str, Any]:
+        """Return a precision that the module's own code takes, and what ``run`` gives in it."""
+        try:
+            return "float32", run("float32")
+        except WhenceError:
+            raise
+        except Exception:  # code that fixes another one, or that goes on with what came before the layer
+            return "float64", run("float64")
 
     def _at_positions(
         self, run: Callable[[Any, str], Any], positions: tuple[int, ...], u: Any, y: Any, precision: str
@@ -243,7 +253,8 @@ def inference(torch: Any, model: Any) -> Iterator[None]:
                 module.training = training
 
 
-def _repeated(one: Any, n_rows: int) -> Any:
+def repeated(one: Any, n_rows: int) -> Any:
+    """Return a batch of one sample as one of several."""
     return map_leaves(lambda leaf: leaf.repeat(n_rows, axis=0), one)
 
 
