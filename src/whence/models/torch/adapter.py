@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence.arrays.base import Array, as_numpy, check_number, import_extra
 from whence.data.base import leaves, take_rows
 from whence.models.adapter import Adapter, LossSpec, Reading, Weights, register_adapter
@@ -206,7 +206,8 @@ class TorchAdapter(Adapter):
         elif features.dtype not in (self._torch.float32, self._torch.float64):
             features = features.float()
         if labels is not None:
-            labels = self._labels_of(inputs, labels, watched)
+            positions = tuple(int(size) for size in features.shape[1:-1])
+            labels = self._labels_of(labels, watched, int(features.shape[0]), positions)
         return Reading(features, mask, labels, batch, not isinstance(self._loss, CalledLoss))
 
     def output(self, batch: Any) -> np.ndarray:
@@ -289,6 +290,7 @@ class TorchAdapter(Adapter):
             self._choose_by_calls(batch)
         layer = self._chosen_layer()
         u = self._pre_activations(batch)
+        self._check_layer(batch, u)
         raw = TorchTail(self._torch, self._model, layer, self._caller, Form(()))
 
         def run(batch: Any, u: Any) -> Watched:
@@ -328,6 +330,32 @@ class TorchAdapter(Adapter):
         if form.is_pooled:
             one = take_rows(batch, slice(0, 1))
             self._of_mean = lambda u: self._tail().output(repeated(one, len(u)), u)
+
+    def _check_layer(self, batch: Any, u: Any) -> None:
+        """Raise unless LoRA on the layer is a sum of weights; warn if its weights serve elsewhere too."""
+        layer, name = self._chosen_layer(), self.layer_name
+        if layer.module is not layer.linear:
+            bias = 0.0 if layer.bias() is None else layer.bias()
+            expected = as_numpy(self._record(batch)[0]) @ layer.kernel().T + bias
+            scale = float(np.abs(expected).max(initial=0))
+            if not np.allclose(as_numpy(u), expected, rtol=0.02, atol=0.02 * scale):
+                raise WhenceError(
+                    f"layer {name!r}",
+                    "LoRA that adds to the layer's weights, which is merged to explain it",
+                    f"a {type(layer.module).__name__} that computes something else, as DoRA does",
+                    "Merge it first: model = model.merge_and_unload().",
+                )
+        shared = [
+            f"{prefix!r} ({type(module).__name__})"
+            for prefix, module in self._model.named_modules()
+            for tensor in module.parameters(recurse=False)
+            if tensor is layer.linear.weight and module is not layer.linear
+        ]
+        if shared:
+            warn(
+                f"layer {name!r}: expected weights of its own, got weights that {', '.join(shared)} uses "
+                "too. What is explained is their use in this layer; what they do elsewhere is held fixed."
+            )
 
     def _check_penalty(self, batch: Any, u: Any) -> None:
         """Raise if the model's own loss has a term of the layer's weights by themselves."""
@@ -470,12 +498,12 @@ class TorchAdapter(Adapter):
         mask = inputs.get(key) if isinstance(inputs, Mapping) else None
         return None if mask is None or mask.shape != features.shape[:-1] else mask
 
-    def _labels_of(self, inputs: Any, labels: Any, watched: Watched) -> Any:
+    def _labels_of(self, labels: Any, watched: Watched, n: int, positions: tuple[int, ...]) -> Any:
         """Return labels as the loss takes them, with the axes of the layer's positions first."""
         form = self._form
         assert form is not None  # learned before
         if isinstance(self._loss, CalledLoss):
-            return as_numpy(self._loss.target_of(watched, int(leaves(inputs)[0].shape[0])))
+            return as_numpy(self._loss.target_of(watched, n, positions))
         if form.is_moved(labels):
             return np.moveaxis(as_numpy(labels), 1, -1)
         return labels

@@ -71,11 +71,20 @@ class Caller:
         config = getattr(model, "config", None)
         # They make what their decoders take in of the labels.
         is_fed = bool(getattr(config, "is_encoder_decoder", False)) and takes(model, "labels")
-        self.passes_labels = passes_labels or is_fed
+        self._is_fed = is_fed and forward is None
+        self.passes_labels = passes_labels or self._is_fed
         self.listens = passes_labels
 
     def batch(self, inputs: Any, labels: Any) -> tuple[Any, Any]:
         """Return what to call the module with for a batch: with labels where it is given them."""
+        fed = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
+        if self._is_fed and labels is None and not any(key in inputs for key in fed):
+            raise WhenceError(
+                "samples",
+                "labels, or decoder_input_ids: an encoder-decoder goes on from them",
+                "neither",
+                "Give with each sample the text whose next token is asked about.",
+            )
         return inputs, labels if self.passes_labels or self._forward is not None else None
 
     def as_given(self, batch: tuple[Any, Any]) -> Any:

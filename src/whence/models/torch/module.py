@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -85,21 +86,26 @@ def check_device(torch: Any, model: Any, wanted: Any) -> Any:
 
 def takes(model: Any, name: str) -> bool:
     """Whether ``forward`` takes an argument of this name."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = _parameters(model)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return name in parameters and parameters[name].kind in kinds
 
 
 def takes_any_keyword(model: Any) -> bool:
     """Whether ``forward`` takes arguments of any name."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in _parameters(model).values())
 
 
 def takes_positions(model: Any, count: int) -> bool:
     """Whether ``forward`` takes this many arguments by position."""
-    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    kinds = [p.kind for p in _parameters(model).values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return True
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(kind in by_position for kind in kinds) >= count
+
+
+def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
+    if hasattr(model, "get_base_model"):  # of peft, which hands on whatever it is given
+        model = model.get_base_model()
+    return inspect.signature(model.forward).parameters

@@ -82,19 +82,22 @@ class CalledLoss(PerSampleLoss):
             given = given.movedim(1, -1)  # where PyTorch's losses have classes
         return self._by_position(given, n, u if given.shape[-1:] == u.shape[-1:] else None)
 
-    def target_of(self, watched: Watched, n: int) -> Any:
-        """Return the labels that the loss is given, shape ``(n, *positions, ...)``."""
+    def target_of(self, watched: Watched, n: int, positions: tuple[int, ...] | None = None) -> Any:
+        """Return the labels that the loss is given, shape ``(n, *positions, ...)``.
+
+        A batch may have other ``positions`` than the first one.
+        """
         target = self.heard(watched).target
         if not self._form.positions:
             return _by_sample(target, n)
         is_on_classes = self._takes_classes and not target.is_floating_point()
         if not is_on_classes and (self._takes_classes or self._form.is_moved(target)) and target.ndim > 2:
             target = target.movedim(1, -1)
-        return self._by_position(target, n, self.ignored if is_on_classes else None)
+        return self._by_position(target, n, self.ignored if is_on_classes else None, positions)
 
-    def _by_position(self, tensor: Any, n: int, fill: Any) -> Any:
+    def _by_position(self, tensor: Any, n: int, fill: Any, positions: tuple[int, ...] | None = None) -> Any:
         """Return rows as ``(n, *positions, ...)``; those that the module leaves out are filled in."""
-        positions = self._form.positions
+        positions = positions or self._form.positions
         size = math.prod(positions)
         n_rows = size if self.lacks is None else size - 1
         rest = _rest(tensor, n, n_rows)
