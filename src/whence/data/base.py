@@ -6,7 +6,6 @@ Each kind is a subclass of :class:`Dataset`; :func:`open_dataset` picks it.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 from whence._errors import WhenceError, described
 from whence._registry import Registry
 from whence.arrays.base import as_numpy
-from whence.arrays.hashing import hashed_rows
+from whence.arrays.hashing import cell_digests, hashed_rows
 from whence.data.tables import is_table, join_tables, table_bytes, table_rows
 
 __all__ = [
@@ -161,9 +160,7 @@ def _row_bytes(leaf: Any) -> np.ndarray:
         return table_bytes(leaf)
     array = as_numpy(leaf)
     if array.dtype.hasobject:  # strings of variable length: a digest of each stands for it
-        texts = [repr(row.tolist() if hasattr(row, "tolist") else row) for row in array]
-        digests = b"".join(hashlib.blake2b(t.encode(), digest_size=16).digest() for t in texts)
-        return np.frombuffer(digests, dtype=np.uint8).reshape(len(texts), 16)
+        return cell_digests(array)
     rows = np.ascontiguousarray(array).reshape(array.shape[0], -1)
     return rows.view(np.uint8)
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from whence.arrays.hashing import cell_digests
+
 __all__ = ["is_table", "join_tables", "plain_id", "row_names", "table_bytes", "table_rows"]
 
 
@@ -62,12 +64,10 @@ def table_bytes(table: Any) -> np.ndarray:
         rows = [
             table.indices[a:b].tobytes() + table.data[a:b].tobytes() for a, b in itertools.pairwise(ends)
         ]
-    else:
-        # repr tells 1 from 1.0 and from "1"; NaN and missing values have one form each.
-        array = np.asarray(table, dtype=object)
-        rows = [repr(row.tolist() if hasattr(row, "tolist") else row).encode() for row in array]
-    digests = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in rows)
-    return np.frombuffer(digests, dtype=np.uint8).reshape(len(rows), 16)
+        digests = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in rows)
+        return np.frombuffer(digests, dtype=np.uint8).reshape(len(rows), 16)
+    # Cells tell 1 from 1.0 and from "1"; NaN and missing values have one form each.
+    return cell_digests(np.asarray(table, dtype=object))
 
 
 def row_names(dataset: Any) -> np.ndarray | None:
