@@ -33,7 +33,17 @@ class Point:
 
 
 KINDS = [
-    *(1, 1.0, "1", True, None, b"1", np.datetime64("2024-01-01"), decimal.Decimal("1"), decimal.Decimal("1.0")),
+    *(
+        1,
+        1.0,
+        "1",
+        True,
+        None,
+        b"1",
+        np.datetime64("2024-01-01"),
+        decimal.Decimal("1"),
+        decimal.Decimal("1.0"),
+    ),
     *(LONG, OTHER, LONG.astype(np.float32), LONG.reshape(2, -1), LONG.tolist(), OTHER.tolist()),
     *([[1, 2], [3]], [[1], [2, 3]], (1, 2), [1, 2], ["a", "bc"], ["ab", "c"], ["a, b"], ["a', 'b"]),
     *({"a": LONG}, {"a": OTHER}, {"b": LONG}, {1, 2}, {1, 3}, Text("a"), Text("b"), Point(1), Point(2)),
@@ -88,6 +98,8 @@ def test_samples_with_long_cells_keep_their_own_answers():
         lje = whence.RepresenterPointLJE(
             whence.InfluenceModel(model), (inputs, labels), whence.ExactIHVPFactory(), progress=False
         )
-        return np.concatenate(list(itertools.chain(v for _, v in lje.compute_influence_values((inputs, labels)))))
+        return np.concatenate(
+            list(itertools.chain(v for _, v in lje.compute_influence_values((inputs, labels))))
+        )
 
     np.testing.assert_allclose(values(pipe, frame), values(plain, signals[:, :25]), rtol=1e-5)
