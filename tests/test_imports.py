@@ -54,6 +54,7 @@ ON_DEMAND = {
     "whence.cli.show": {"rich"},
     "whence.cli.terminal": {"rich"},
     "whence.data._torch_results": {"torch"},
+    "whence.data._torch_samplers": {"torch"},
     "whence.label_errors": {"sklearn"},
 }
 

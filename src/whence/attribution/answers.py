@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence.answers.explanation import Explanation
 from whence.answers.suspects import Suspects
 from whence.arrays.base import as_array, as_numpy, check_finite, row_slices
@@ -15,8 +15,8 @@ from whence.attribution.accuracy import is_sum, sum_error
 from whence.attribution.base import Scorer, Vectors, all_scores, at_most, check_k
 from whence.attribution.question import Question, hide, join, positions_of
 from whence.attribution.ridge import Ridge
-from whence.data.base import Batch
-from whence.data.tables import row_names
+from whence.data.base import Batch, Dataset
+from whence.data.order import SampleNames, no_positions
 from whence.index import Shard
 from whence.indexing.observation import Observation
 from whence.progress import track
@@ -61,7 +61,8 @@ class Answers(Scorer):
             an image are numbered row by row. Default: the mean over positions, each with its own
             output, by what they count in the sample's loss.
         ids : sequence, optional
-            Names of the samples; by default the index of a pandas frame, else positions.
+            Names of the samples, in the order of the dataset; by default the ids that they bring, the
+            index of a pandas frame, or positions.
         progress : bool, optional
 
         Returns
@@ -70,13 +71,13 @@ class Answers(Scorer):
             Positive values speak for the output in question; for a single sigmoid output they are
             turned where class 0 is predicted.
         """
+        self.index.check_named()
         k = at_most(check_k(k), self.index.n_samples)
         search = LinearNearestNeighbors()
         search.build(Vectors(self.index), scores, k, QUERY_ROWS)
         parts: list[dict[str, np.ndarray]] = []
-        for question, facts in self.questions(
-            samples, outputs=outputs, positions=positions, progress=progress
-        ):
+        opened, named = self._opened(samples, ids)
+        for question, facts in self._questions_of(opened, named, outputs, positions, progress):
             parts.append(facts | self._searched(question, search))
         joined = {key: join([part[key] for part in parts]) for key in parts[0]}
         measured = {"k": k, "sum_error": sum_error(joined.pop("sums"), joined)}
@@ -84,7 +85,7 @@ class Answers(Scorer):
         if self._solves:
             measured["solver_error"] = float(solver_errors.max(initial=0.0))
         n_explained = joined["values"].shape[0]
-        ids = row_names(samples) if ids is None else ids
+        ids = named.names(n_explained)
         expected, fix = f"{n_explained} ids, one a sample", "Give them in the order of the samples."
         names = np.arange(n_explained) if ids is None else as_array(ids, "ids", expected, fix)
         if names.shape != (n_explained,):
@@ -137,6 +138,7 @@ class Answers(Scorer):
         -------
         Suspects
         """
+        self.index.check_named()
         score = self._default_score() if score is None else score
         if score not in SCORES:
             raise WhenceError("score", f"one of {', '.join(SCORES)}", repr(score), "Choose one.")
@@ -182,6 +184,7 @@ class Answers(Scorer):
         -------
         array of shape (T, N), or (T, G) for groups 0 to G - 1
         """
+        self.index.check_named()  # whose column is whose
         members = None if groups is None else _members(groups, self.index.n_samples)
         parts: list[np.ndarray] = []
         for question, _ in self.questions(samples, outputs=outputs, positions=positions, progress=progress):
@@ -207,13 +210,31 @@ class Answers(Scorer):
         facts : dict
             Arrays of :class:`~whence.Explanation` that need no search.
         """
+        yield from self._questions_of(*self._opened(samples, None), outputs, positions, progress)
+
+    def _opened(self, samples: Any, ids: Any) -> tuple[Dataset, SampleNames]:
+        """Return samples to explain as a dataset, and what gathers their names."""
         opened = self.influence_model.open(samples, "samples")
         opened.labels_are_needed = False
+        named = SampleNames(opened, ids)
+        if named.unordered is not None:
+            raise no_positions(opened.argument, named.unordered)
+        if opened.note is not None:
+            warn(f"samples: {opened.note}")
+        return opened, named
+
+    def _questions_of(
+        self, opened: Dataset, named: SampleNames, outputs: Any, positions: Any, progress: bool | None
+    ) -> Iterator[tuple[Question, dict[str, np.ndarray]]]:
+        """Yield what is asked about each batch; see :meth:`questions`."""
         show = self.progress if progress is None else progress
         start = 0
         for batch in track(opened, "explaining", opened.n_batches, show):
+            named.add(batch)
             yield self._ask(batch, start, outputs, positions)
             start += batch.n_samples
+        if named.unordered is not None:
+            raise no_positions(opened.argument, named.unordered)
         for name, given in (("outputs", outputs), ("positions", positions)):
             if np.ndim(given) and len(given) != start:
                 raise WhenceError(

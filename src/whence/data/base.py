@@ -16,6 +16,7 @@ from whence._errors import WhenceError, described
 from whence._registry import Registry
 from whence.arrays.base import as_numpy
 from whence.arrays.hashing import cell_digests, hashed_rows
+from whence.data.form import BatchForm, Parts
 from whence.data.tables import is_table, join_tables, table_bytes, table_rows
 
 __all__ = [
@@ -29,11 +30,11 @@ __all__ = [
     "take_rows",
 ]
 
-#: Where labels are looked for in batches that are dicts.
-LABEL_KEYS = ("labels", "label")
-
 #: Rows of a batch where arrays come in whole and no batch size is given.
 ARRAY_BATCH_ROWS = 256
+
+#: Samples of which a second look is taken, to see that a dataset gives them in the same order again.
+LOOKED_AT = 64
 
 
 class Batch(NamedTuple):
@@ -51,6 +52,8 @@ class Batch(NamedTuple):
         Which batch of the dataset it is, from 0.
     argument : str, default="dataset"
         What messages call the dataset.
+    ids : array of shape (n,), optional
+        What the samples are called, where they bring it.
     """
 
     inputs: Any
@@ -58,6 +61,7 @@ class Batch(NamedTuple):
     weight: Any
     number: int
     argument: str = "dataset"
+    ids: np.ndarray | None = None
 
     @property
     def where(self) -> str:
@@ -172,10 +176,22 @@ class Dataset(ABC):
     argument: str = "dataset"
     #: Whether a batch without labels is an error.
     labels_are_needed: bool = True
-    #: Where batches are dicts, the key of the labels; ``None`` looks for ``LABEL_KEYS``.
-    label_key: str | None = None
+    #: What the elements of a batch are.
+    form: BatchForm = BatchForm()
+    #: Whether batches are cut from whole arrays.
+    of_arrays: bool = False
     #: The object that the user passed.
     given: Any = None
+    #: What it does, for a message, where its order cannot be known, so that positions mean nothing.
+    unordered: str | None = None
+    #: Whether only a second look can tell that the order stays.
+    may_vary: bool = False
+    #: Where the samples stand in the user's own dataset, ascending; ``None``: from 0 on, all of them.
+    positions: np.ndarray | None = None
+    #: How many samples that one holds, where ``positions`` are some of them.
+    n_in_dataset: int = 0
+    #: What to say once, where positions are quoted.
+    note: str | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches, checked for their form."""
@@ -190,6 +206,10 @@ class Dataset(ABC):
                 "an empty dataset",
                 "Check the paths and filters that it is made from.",
             )
+
+    def prepare(self) -> None:
+        """Find out about the order of the samples, once the form of batches is known."""
+        return None
 
     @property
     @abstractmethod
@@ -241,43 +261,19 @@ class Dataset(ABC):
 
     def batch(self, element: Any, number: int) -> Batch:
         """Split one element into inputs, labels and weights, and check that it is a batch."""
-        inputs, labels, weight = self.split(element, f"batch {number} of {self.argument}")
-        batch = Batch(inputs, labels, weight, number, self.argument)
+        inputs, labels, weight, ids = self.split(element, f"batch {number} of {self.argument}")
+        batch = Batch(inputs, labels, weight, number, self.argument, ids)
         self._check_batched(batch)
         return batch
 
-    def split(self, element: Any, where: str) -> tuple[Any, Any, Any]:
-        """Return inputs, labels and weights of an element."""
-        if isinstance(element, Mapping):
-            keys = LABEL_KEYS if self.label_key is None else (self.label_key,)
-            found = next((key for key in keys if key in element), None)
-            if found is not None:
-                # Texts and the like may stand beside what the model takes.
-                rest = {k: v for k, v in element.items() if k != found and not _is_texts(v)}
-                return rest, element[found], None
-            if self.labels_are_needed:
-                raise WhenceError(
-                    where,
-                    f"a dict that holds labels under {' or '.join(map(repr, keys))}",
-                    f"the keys {', '.join(map(str, element))}",
-                    "Name their key: InfluenceModel(..., label_key=...).",
-                )
-        if isinstance(element, list | tuple) and len(element) in (2, 3):
-            weight = element[2] if len(element) == 3 else None
-            return element[0], element[1], weight
-        if not self.labels_are_needed:
-            single = isinstance(element, list | tuple) and len(element) == 1
-            return (element[0] if single else element), None, None
-        size = f" of length {len(element)}" if isinstance(element, list | tuple) else ""
-        raise WhenceError(
-            where,
-            "a tuple (inputs, labels) or (inputs, labels, sample_weight)",
-            f"a {type(element).__name__}{size}",
-            "Give the labels with every batch.",
+    def split(self, element: Any, where: str) -> Parts:
+        """Return inputs, labels, weights and ids of an element."""
+        return self.form.take_apart(
+            element, where, labels_are_needed=self.labels_are_needed, arrays=self.of_arrays
         )
 
     def _check_batched(self, batch: Batch) -> None:
-        parts = leaves((batch.inputs, batch.labels, batch.weight))
+        parts = leaves((batch.inputs, batch.labels, batch.weight, batch.ids))
         shapes = [tuple(getattr(leaf, "shape", ())) for leaf in parts]
         lengths = {shape[0] if shape else None for shape in shapes}
         if isinstance(batch.labels, list | tuple | Mapping):
@@ -326,20 +322,53 @@ class BatchList(Sequence[Any]):
         return self._make(item % self._length)
 
 
+def length_of(batches: Any, argument: str) -> int:
+    """Return how many batches there are, or raise where there is no end to them."""
+    try:
+        length = len(batches) if hasattr(batches, "__len__") else batches.num_batches
+        if isinstance(length, int | np.integer) and length >= 0:
+            return int(length)
+        got = f"one of {length} batches"
+    except Exception as error:  # a length is the user's own code
+        got = f"one whose length is not known ({type(error).__name__}: {error})"
+    raise WhenceError(argument, "a dataset that ends", got, "Say how many batches there are: __len__.")
+
+
+def batch_at(batches: Any, number: int, argument: str) -> Any:
+    """Return a batch by its number, or say that there are fewer than was said."""
+    try:
+        return batches[number]
+    except LookupError as error:
+        raise WhenceError(
+            argument,
+            f"{length_of(batches, argument)} batches, as its length says",
+            f"{type(error).__name__} at batch {number}: {error}",
+            "Mend its __len__, or its __getitem__.",
+        ) from error
+
+
 class SequenceDataset(Dataset):
     """Batches that can be asked for by number: a list of batches, a ``keras.utils.PyDataset``."""
 
     def __init__(self, batches: Any, argument: str) -> None:
         self._batches = batches
         self.argument = argument
+        self._length = length_of(batches, argument)
+        self.may_vary = not isinstance(batches, list | tuple | BatchList)
+        if self.may_vary and getattr(batches, "shuffle", None) is True:
+            self.unordered = "shuffles: it has shuffle=True"
 
     @property
     def native(self) -> Any:
         return self._batches
 
+    @property
+    def n_batches(self) -> int:
+        return self._length
+
     def elements(self) -> Iterator[Any]:
-        for number in range(len(self._batches)):
-            yield self._batches[number]
+        for number in range(self._length):
+            yield batch_at(self._batches, number, self.argument)
 
     def reader(self, engine: Any) -> Any:
         from whence.data.readers import BatchReader
@@ -352,10 +381,10 @@ class SequenceDataset(Dataset):
 
     def _paired(self, function: Callable[[Batch], Any]) -> Any:
         def make(number: int) -> Any:
-            element = self._batches[number]
+            element = batch_at(self._batches, number, self.argument)
             return element, function(self.batch(element, number))
 
-        return BatchList(len(self._batches), make)
+        return BatchList(self._length, make)
 
     def from_elements(self, elements: Sequence[tuple[Any, ...]]) -> Any:
         return BatchList(len(elements), lambda number: elements[number])
@@ -370,6 +399,8 @@ class SequenceDataset(Dataset):
 
 class ArraysDataset(SequenceDataset):
     """A tuple ``(x, y)`` or ``(x, y, sample_weight)`` of whole arrays, cut into batches."""
+
+    of_arrays = True
 
     def __init__(self, arrays: tuple[Any, ...], argument: str) -> None:
         self._arrays = arrays
@@ -454,39 +485,43 @@ def register_dataset(name: str, accepts: Callable[[Any], bool]) -> Callable[[Any
     return keep
 
 
-def open_dataset(dataset: Any, argument: str = "dataset", label_key: str | None = None) -> Dataset:
+def open_dataset(dataset: Any, argument: str = "dataset", form: BatchForm | None = None) -> Dataset:
     """Return ``dataset`` as a :class:`Dataset`.
 
     Parameters
     ----------
     dataset : dataset
-        A ``tf.data.Dataset``, a ``torch.utils.data.DataLoader``, a ``datasets.Dataset``, a
-        ``keras.utils.PyDataset``, a list of batches, or a tuple of arrays. Batches are ``(x, y)`` or
-        ``(x, y, sample_weight)``, or dicts that hold the labels too.
+        A ``tf.data.Dataset``, a ``torch.utils.data.DataLoader`` or the dataset behind it, a
+        ``datasets.Dataset``, a ``keras.utils.PyDataset``, a list of batches, or a tuple of arrays. Batches
+        are ``(x, y)`` or ``(x, y, sample_weight)``, or dicts that hold the labels too.
     argument : str
         What messages call it.
-    label_key : str, optional
-        Where batches are dicts, the key of the labels; ``labels`` or ``label`` by default.
+    form : BatchForm, optional
+        What the elements of a batch are.
 
     Raises
     ------
     WhenceError
         If it is none of these.
     """
-    opened = _open(dataset, argument)
+    form = BatchForm() if form is None else form
+    opened = _open(dataset, argument, form.roles if isinstance(form.roles, list | tuple) else ())
     opened.given = dataset
-    opened.label_key = label_key
+    opened.form = form
+    opened.prepare()
     return opened
 
 
-def _open(dataset: Any, argument: str) -> Dataset:
+def _open(dataset: Any, argument: str, roles: Sequence[Any]) -> Dataset:
     # What somebody adds comes before the kinds of this library.
     for kind in sorted(DATASETS.values(), key=lambda kind: kind.open.__module__.startswith("whence.")):
         if kind.accepts(dataset):
             return kind.open(dataset, argument)
-    if isinstance(dataset, tuple) and len(dataset) in (2, 3):
-        return ArraysDataset(dataset, argument)
-    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not _is_array(dataset):
+    if isinstance(dataset, tuple) and len(dataset) in (2, 3, len(roles)):
+        named = _with_names_as_array(dataset, roles) if len(dataset) == len(roles) else dataset
+        return ArraysDataset(named, argument)
+    is_sized = hasattr(dataset, "__len__") or hasattr(dataset, "num_batches")
+    if is_sized and hasattr(dataset, "__getitem__") and not _is_array(dataset):
         return SequenceDataset(dataset, argument)
     raise WhenceError(
         argument,
@@ -496,8 +531,12 @@ def _open(dataset: Any, argument: str) -> Dataset:
     )
 
 
-def _is_texts(column: Any) -> bool:
-    return isinstance(column, list | tuple) and any(isinstance(part, str | None) for part in column)
+def _with_names_as_array(arrays: tuple[Any, ...], roles: Sequence[Any]) -> tuple[Any, ...]:
+    """Return whole arrays with the ids, which may be a list of texts, as one too."""
+    pairs = zip(arrays, roles, strict=True)
+    return tuple(
+        np.asarray(part) if role == "id" and isinstance(part, list) else part for part, role in pairs
+    )
 
 
 def _is_array(dataset: Any) -> bool:

@@ -7,8 +7,11 @@ process. It says at which row each unit starts, so that work can be divided befo
 from __future__ import annotations
 
 import mmap
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +24,9 @@ from whence.data.base import (
     BatchList,
     Dataset,
     SequenceDataset,
+    batch_at,
     leaves,
+    length_of,
     map_leaves,
     register_dataset,
     take_rows,
@@ -32,6 +37,9 @@ __all__ = ["ArraysReader", "BatchReader", "Piece", "Reader", "Sharded", "Sharded
 #: Bytes of a pickled dataset up to which it goes to the workers whole. A larger one holds its samples in
 #: memory, and is read by the client.
 SMALL_BYTES = 16 * 2**20
+
+#: Held by the thread that reads a dataset.
+_reading = threading.Lock()
 
 
 class Piece(NamedTuple):
@@ -67,6 +75,10 @@ class Reader(ABC):
     """
 
     starts: np.ndarray
+    #: Whether several threads may read at once, since no code of the user's runs.
+    is_thread_safe: bool = False
+    #: Whether a unit is one batch, so that all of it fits in memory.
+    units_are_batches: bool = True
 
     @abstractmethod
     def read(self, unit: int) -> Iterator[Piece]:
@@ -83,17 +95,52 @@ class Reader(ABC):
         return int(self.starts[-1])
 
 
+def read_alone(reader: Reader, unit: int, *, concurrent: bool) -> Iterator[Piece]:
+    """Yield the batches of a unit, while no other thread of this process reads a dataset.
+
+    A dataset is the user's own code, and may hold a file that is at one place at a time. A unit of many
+    batches is read, and what is done with each is done, before another thread has its turn.
+
+    Parameters
+    ----------
+    reader : Reader
+    unit : int
+    concurrent : bool
+        Whether the user says that threads may read at once.
+    """
+    if concurrent or reader.is_thread_safe:
+        yield from reader.read(unit)
+        return
+    if reader.units_are_batches:
+        with _reading:
+            pieces = list(reader.read(unit))
+        yield from pieces
+        return
+    with _reading:
+        yield from reader.read(unit)
+
+
+def _count(load: Callable[[int], Any], concurrent: bool, number: int) -> int:
+    """Return how many samples a shard holds."""
+    with nullcontext() if concurrent else _reading:
+        return sum(map(n_samples_of, load(number)))
+
+
 class BatchReader(Reader):
     """Batches that can be asked for by number, all but the last with as many samples."""
 
     def __init__(self, batches: Any, argument: str) -> None:
         self._batches = batches
         self._argument = argument
-        n_batches = len(batches)
+        n_batches = length_of(batches, argument)
+
+        def size(number: int) -> int:
+            return n_samples_of(batch_at(batches, number, argument))
+
         if isinstance(batches, list) or n_batches == 0:
-            sizes = [n_samples_of(batches[number]) for number in range(n_batches)]
+            sizes = [size(number) for number in range(n_batches)]
         else:
-            first, last = (n_samples_of(batches[number]) for number in (0, n_batches - 1))
+            first, last = size(0), size(n_batches - 1)
             sizes = [first] * (n_batches - 1) + [last]
         self.starts = np.cumsum([0, *sizes])
 
@@ -111,6 +158,8 @@ class BatchReader(Reader):
 
 class ArraysReader(Reader):
     """Whole arrays, cut into batches; those that are mapped from files are mapped again elsewhere."""
+
+    is_thread_safe = True
 
     def __init__(self, arrays: tuple[Any, ...], argument: str) -> None:
         self._arrays = map_leaves(_without_content, arrays)
@@ -200,6 +249,8 @@ class Sharded:
 class ShardedReader(Reader):
     """The shards of a :class:`Sharded` dataset."""
 
+    units_are_batches = False
+
     def __init__(self, load: Callable[[int], Any], counts: Sequence[int], argument: str) -> None:
         self._load = load
         self._argument = argument
@@ -246,9 +297,8 @@ class ShardedDataset(Dataset):
     def reader(self, engine: Any) -> Reader:
         counts = self._shards.counts
         if counts is None:
-            load = self._shards.load
-            every = range(self._shards.n_shards)
-            counts = list(engine.map(lambda number: sum(map(n_samples_of, load(number))), every))
+            count = partial(_count, self._shards.load, engine.concurrent_reads)
+            counts = list(engine.map(count, range(self._shards.n_shards)))
         return ShardedReader(self._shards.load, counts, self.argument)
 
     def pair_with(self, function: Callable[[Batch], Any]) -> Any:
@@ -326,6 +376,7 @@ class _Limited:
 def splitter(opened: Dataset) -> Dataset:
     """Return what takes elements apart as ``opened`` does, without its data."""
     empty = SequenceDataset([], opened.argument)
-    empty.label_key = opened.label_key
+    empty.form = opened.form
+    empty.of_arrays = opened.of_arrays
     empty.labels_are_needed = opened.labels_are_needed
     return empty

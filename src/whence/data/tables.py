@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from whence._errors import warn
 from whence.arrays.hashing import cell_digests
 
-__all__ = ["is_table", "join_tables", "plain_id", "row_names", "table_bytes", "table_rows"]
+__all__ = ["are_names", "is_table", "join_tables", "plain_id", "row_names", "table_bytes", "table_rows"]
 
 
 def is_table(leaf: Any) -> bool:
@@ -70,14 +71,39 @@ def table_bytes(table: Any) -> np.ndarray:
     return cell_digests(np.asarray(table, dtype=object))
 
 
-def row_names(dataset: Any) -> np.ndarray | None:
-    """Return the index of the pandas frame that stands first in a tuple ``(x, y)``, or None."""
+def row_names(dataset: Any, argument: str = "dataset") -> np.ndarray | None:
+    """Return the index of the pandas frame that stands first in a tuple ``(x, y)``, or None.
+
+    An index that cannot name samples, such as of times or with equal names, is left aside, with a warning:
+    positions are the ids then.
+    """
     if not isinstance(dataset, tuple) or not dataset:
         return None
     inputs = dataset[0]
     if type(inputs).__module__.split(".")[0] != "pandas" or not hasattr(inputs, "index"):
         return None
-    return np.asarray(inputs.index)
+    names = inputs.index.tolist()
+    if not are_names(names):
+        found = f"{type(inputs.index).__name__} of {inputs.index.dtype}"
+    elif len(set(names)) < len(names):
+        found = "index with equal names"
+    else:
+        return np.asarray(names)
+    warn(
+        f"{argument}: the frame's {found} cannot name its rows, so their positions, from 0 on, are the ids."
+    )
+    return None
+
+
+def are_names(names: Sequence[Any]) -> bool:
+    """Return whether the names of a frame's rows are all texts, or all integers.
+
+    Examples
+    --------
+    >>> are_names(["a", "b"]), are_names([3, 4]), are_names([0.5, 1.0]), are_names(["a", 1])
+    (True, True, False, False)
+    """
+    return all(isinstance(name, str) for name in names) or all(type(name) is int for name in names)
 
 
 def plain_id(sample_id: Any) -> Any:

@@ -17,6 +17,10 @@ __all__ = ["TensorFlowDataset"]
 INFINITE = -1
 
 
+#: What a dataset may be made from whose order only Python knows: generators.
+MAY_VARY = ("_FlatMapDataset", "_GeneratorDataset", "_InterleaveDataset", "_ParallelInterleaveDataset")
+
+
 def _is_of_tensorflow(dataset: Any) -> bool:
     return type(dataset).__module__.startswith("tensorflow.") and hasattr(dataset, "element_spec")
 
@@ -32,6 +36,10 @@ class TensorFlowDataset(Dataset):
             )
         self._dataset = dataset
         self.argument = argument
+        self.unordered, self.note = _order_of(dataset)
+        self.may_vary = self.unordered is None and any(
+            type(part).__name__.startswith(MAY_VARY) for part in _parts(dataset)
+        )
 
     @property
     def native(self) -> Any:
@@ -61,8 +69,8 @@ class TensorFlowDataset(Dataset):
         def call(number: Any, *flat: Any) -> Any:
             extra, rest = flat[: len(leading)], flat[len(leading) :]
             element = tf.nest.pack_sequence_as(self._dataset.element_spec, list(rest))
-            inputs, labels, weight = self.split(element, self.argument)
-            batch = Batch(inputs, labels, weight, int(number), self.argument)
+            inputs, labels, weight, ids = self.split(element, self.argument)
+            batch = Batch(inputs, labels, weight, int(number), self.argument, ids)
             result = function(*[int(e) for e in extra], batch)
             return [np.asarray(part) for part in (result if several else [result])]
 
@@ -110,3 +118,64 @@ class TensorFlowDataset(Dataset):
 
         tf = import_extra("tensorflow", "tensorflow")
         return wrapped.map(tf.autograph.experimental.do_not_convert(mapped))
+
+
+def _order_of(dataset: Any) -> tuple[str | None, str | None]:
+    """Return what makes the order of a dataset unknown, or what is to be said of one that stays."""
+    if dataset.options().deterministic is False:
+        return "may come in any order: its options say deterministic=False", None
+    note = None
+    for part in _parts(dataset):
+        name = type(part).__name__
+        if "Shuffle" in name:
+            if not _stays(part):
+                return "shuffles: there is a shuffle() in it that differs from pass to pass", None
+            note = (
+                "positions are those of the order that its shuffle() makes, which its seed and "
+                "reshuffle_each_iteration=False keep"
+            )
+        if getattr(part, "_deterministic", None) == "false" or _is_sloppy(part):
+            return f"may come in any order: {name.strip('_')} with deterministic=False", None
+        if name == "_RandomDataset":
+            return "draws at random from others", None
+        inner = next((op for op in _inner_operations(part) if "Shuffle" in op), None)
+        if inner is not None:
+            return "shuffles: there is a shuffle() in what it maps", None
+    return None, note
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """Yield a dataset, and all that it is made from."""
+    waiting, seen = [dataset], set()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        waiting.extend(part._inputs())
+        if hasattr(part, "_dataset"):  # wrappers of version 1
+            waiting.append(part._dataset)
+
+
+def _stays(shuffle: Any) -> bool:
+    """Return whether a shuffle gives the same order in each pass, and in other processes."""
+    if getattr(shuffle, "_reshuffle_each_iteration", True) in (True, None):
+        return False
+    seeds: list[Any] = [getattr(shuffle, name, None) for name in ("_seed", "_seed2")]
+    return all(seed is not None for seed in seeds) and any(int(seed) != 0 for seed in seeds)
+
+
+def _is_sloppy(part: Any) -> bool:
+    """Return whether an interleave need not keep its order."""
+    return "Interleave" in type(part).__name__ and getattr(part, "_sloppy", False) is True
+
+
+def _inner_operations(part: Any) -> list[str]:
+    """Return the types of the operations in the function that a dataset maps, also in those it calls."""
+    function = getattr(getattr(part, "_map_func", None), "function", None)
+    if function is None:
+        return []
+    definition = function.graph.as_graph_def()
+    nodes = [*definition.node, *(node for f in definition.library.function for node in f.node_def)]
+    return [node.op for node in nodes]

@@ -135,6 +135,9 @@ class Fold:
 class Engine(ABC):
     """Does work on the parts of a training set."""
 
+    #: Whether several threads of a process may read a user's dataset at once.
+    concurrent_reads: bool = False
+
     @abstractmethod
     def map(self, function: Callable[[Any], Any], parts: Iterable[Any], **options: Any) -> Iterator[Any]:
         """Yield ``function(part)`` of each part, in their order.
@@ -179,6 +182,10 @@ class Threads(Engine):
     ----------
     n_threads : int or None, default=None
         ``None``: as many as there are processors.
+    concurrent_reads : bool, default=False
+        Whether several threads may read the training set at once. A dataset that holds one open file, or
+        anything else that changes while a sample is read, would mix samples up; one that opens a file for
+        each sample is read faster so.
 
     Examples
     --------
@@ -186,7 +193,8 @@ class Threads(Engine):
     [1, 2, 3]
     """
 
-    def __init__(self, n_threads: int | None = None) -> None:
+    def __init__(self, n_threads: int | None = None, *, concurrent_reads: bool = False) -> None:
+        self.concurrent_reads = bool(concurrent_reads)
         if n_threads is not None:
             check_number(n_threads, "n_threads", minimum=1, integer=True)
         self.n_threads: int = int(n_threads or os.cpu_count() or 1)

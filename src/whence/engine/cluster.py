@@ -50,6 +50,9 @@ class Cluster(Engine):
         Makes the model on a worker, where it cannot be pickled or lies on a disk that all workers reach:
         ``lambda: keras.models.load_model("/shared/net.keras")``. It must be the model that is
         explained, as far as indexing goes; the target layer's weights are compared.
+    concurrent_reads : bool, default=False
+        Whether several threads of a worker may read the training set at once; see
+        :class:`~whence.engine.base.Threads`. Each worker process has one copy of it.
 
     Raises
     ------
@@ -65,6 +68,7 @@ class Cluster(Engine):
         *,
         resources: dict[str, float] | None = None,
         model: Callable[[], Any] | None = None,
+        concurrent_reads: bool = False,
     ) -> None:
         distributed = import_extra("distributed", "distributed")
         if not isinstance(client, distributed.Client):
@@ -76,6 +80,7 @@ class Cluster(Engine):
         self.client = client
         self.resources = resources
         self.model = model
+        self.concurrent_reads = bool(concurrent_reads)
 
     @property
     def is_remote(self) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from whence._errors import WhenceError, described
 from whence.arrays.base import Array, as_array, as_numpy, namespace
+from whence.data.order import no_positions
 from whence.engine.base import Engine, Serial, cut
 from whence.index.shard import (
     RowBuffer,
@@ -102,6 +103,8 @@ class Index:
         self._ids: np.ndarray | None = None
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
         self._order: str | None = None
+        #: What the training set does, where its order is not known, so that positions name nothing.
+        self.unordered: str | None = None
         #: What the features belong to: the layer, its weights, the loss.
         self.identity: dict[str, Any] = {}
         #: Where work on the shards is done.
@@ -182,10 +185,16 @@ class Index:
     @property
     def ids(self) -> np.ndarray:
         """The names of the samples, shape ``(N,)``."""
-        return np.arange(self.n_samples) if self._ids is None else self._ids
+        return np.asarray(self.names(np.arange(self.n_samples)))
+
+    def check_named(self) -> None:
+        """Raise if positions would be the names, and the order of the training set is not known."""
+        if self._ids is None and self.unordered is not None:
+            raise no_positions("the training set", self.unordered)
 
     def names(self, rows: np.ndarray) -> np.ndarray:
         """Return the names of some rows, of any shape."""
+        self.check_named()
         return rows.copy() if self._ids is None else np.asarray(self._ids[rows])
 
     def __iter__(self) -> Iterator[Block]:

@@ -251,6 +251,8 @@ class Writer(Index):
             "ids": ids,
             "shards": records,
         }
+        if self.unordered is not None:
+            content["unordered"] = self.unordered
         self.shards = []
         if content != self._manifest:
             write_json(self.folder / MANIFEST, content)
@@ -345,6 +347,7 @@ def write_index(index: Index, path: str | Path) -> StoredIndex:
     writer = Writer(path)
     try:
         writer.begin(index.identity)
+        writer.unordered = index.unordered
         for shard in index.shards:
             fingerprint = as_numpy(shard.fingerprint)
             if not writer.holds(fingerprint):

@@ -253,6 +253,7 @@ class StoredIndex(Index):
         self.manifest: dict[str, Any] = _manifest_of(self.folder)
         self.identity: dict[str, Any] = self.manifest["identity"]
         self.method: StoredMethod | None = None
+        self.unordered = str(self.manifest["unordered"]) if "unordered" in self.manifest else None
         self.shards: Sequence[Shard] = StoredShards(self.folder, self.manifest["shards"])
         widths = {record["n_features"] for record in self.manifest["shards"]}
         if widths != {self.manifest["n_features"]} or self.n_samples != self.manifest["n_samples"]:

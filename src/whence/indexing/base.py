@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence.arrays.base import as_numpy
 from whence.data.base import Dataset, fingerprints
-from whence.data.tables import row_names
+from whence.data.order import SampleNames
 from whence.engine.base import Engine
 from whence.index import Index, Writer
 from whence.indexing.extraction import fill
@@ -45,7 +45,9 @@ def index_of(
             "Give one on a shared file system, or in an object store: 's3://bucket/train.index'.",
         )
     opened = model.open(dataset, argument)
-    names = row_names(dataset) if ids is None else ids
+    names = SampleNames(opened, ids)
+    if opened.note is not None:
+        warn(f"{argument}: {opened.note}")
     if path is None:
         return _filled_in_order(model, Index(feature_dtype), opened, names, progress)
     by_shares = engine.is_remote or on_error == "skip"
@@ -59,12 +61,15 @@ def index_of(
 
 
 def _filled_in_order(
-    model: Observer, index: Index, opened: Dataset, ids: Any, progress: bool | None
+    model: Observer, index: Index, opened: Dataset, names: SampleNames, progress: bool | None
 ) -> Index:
     steps = track(opened, "features of the training set", opened.n_batches, progress)
     theta: np.ndarray | None = None
     counts = False
+    n_samples = 0
     for batch in steps:
+        names.add(batch)
+        n_samples += batch.n_samples
         fingerprint = fingerprints(batch)
         # The first batch decides about the loss, and shows whether stored features are this model's.
         if batch.number > 0 and index.holds(fingerprint):
@@ -81,4 +86,5 @@ def _filled_in_order(
     if not counts:
         fix = "Leave weights out to count every sample once."
         raise WhenceError(f"sample weights of {opened.argument}", "one that is not 0", "zeros only", fix)
-    return index.finish(ids)
+    index.unordered = names.unordered
+    return index.finish(names.names(n_samples))

@@ -6,9 +6,10 @@ the index's folder, and says what it wrote: the samples go nowhere else.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ import numpy as np
 from whence._errors import WhenceError, warn
 from whence.arrays.base import as_numpy
 from whence.arrays.sparse import SparseRows
-from whence.data.base import Batch, Dataset, fingerprints, map_leaves, take_rows
-from whence.data.readers import Piece, Reader, is_small, splitter
+from whence.data.base import Batch, Dataset, fingerprints, take_rows
+from whence.data.form import is_texts
+from whence.data.order import SampleNames
+from whence.data.readers import Piece, Reader, is_small, read_alone, splitter
 from whence.data.tables import is_table
 from whence.engine.base import Engine
 from whence.index import Shard, StoredIndex, Writer
@@ -66,10 +69,13 @@ class Filled(NamedTuple):
         What to record of each shard.
     counts : bool
         Whether some sample has a weight that is not 0.
+    ids : dict
+        The ids that samples brought, by the row of the first of each batch.
     """
 
     records: dict[int, dict[str, Any]]
     counts: bool
+    ids: dict[int, np.ndarray]
 
 
 class _OtherModelError(WhenceError):
@@ -86,14 +92,25 @@ class Extraction:
         What takes the elements of the dataset apart.
     reader : Reader or None
     on_error : {"raise", "skip"}
+    concurrent_reads : bool, default=False
+        Whether several threads may read the dataset at once.
     """
 
-    def __init__(self, model: Any, split: Dataset, reader: Reader | None, on_error: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        split: Dataset,
+        reader: Reader | None,
+        on_error: str,
+        *,
+        concurrent_reads: bool = False,
+    ) -> None:
         self._given = model
         self._model: Observer | None = None
         self._split = split
         self._reader = reader
         self._on_error = on_error
+        self._concurrent_reads = concurrent_reads
         self._theta: np.ndarray | None = None
         self._is_checked = False
         self._feature_dtype: str | None = None
@@ -117,13 +134,14 @@ class Extraction:
         places: dict[int, list[int]] = {number: [] for number in share.numbers}
         skipped: dict[int, list[dict[str, Any]]] = {number: [] for number in share.numbers}
         counts = bool(records)
+        ids: dict[int, np.ndarray] = {}
         for piece in self._pieces(share):
             first, last = piece.row // rows, (piece.row + piece.n_samples - 1) // rows
             stored = all(number in records for number in range(first, last + 1) if number in buffers)
             failed: list[tuple[int, str]] = []
             if stored and piece.error is not None:  # left out then, and nothing to compare now
                 continue
-            for row, part in self._runs(piece, failed, only_prints=stored):
+            for row, part in self._runs(piece, failed, ids, only_prints=stored):
                 counts = counts or part.weight is None or bool(part.weight.any())
                 for number in range(row // rows, (row + len(part.fingerprint) - 1) // rows + 1):
                     if number not in buffers:
@@ -142,12 +160,12 @@ class Extraction:
                 ended = min((number + 1) * rows, share.stop) <= piece.row + piece.n_samples
                 if ended and number not in records:
                     records[number] = self._write(number, buffers[number], skipped[number])
-        return Filled(records, counts)
+        return Filled(records, counts, ids)
 
     def first(self, pieces: Iterable[Piece]) -> Shard:
         """Return what the layer sees of the first samples that can be read."""
         for piece in pieces:
-            for _, part in self._runs(piece, []):
+            for _, part in self._runs(piece, [], {}):
                 return part
         raise WhenceError(
             self._split.argument,
@@ -164,22 +182,28 @@ class Extraction:
             return
         assert self._reader is not None  # without one the client reads
         for unit in self._reader.units(share.start, share.stop):
-            for piece in self._reader.read(unit):
+            for piece in read_alone(self._reader, unit, concurrent=self._concurrent_reads):
                 if piece.row >= share.stop:
                     return
                 if piece.row + piece.n_samples > share.start:
                     yield piece
 
     def _runs(
-        self, piece: Piece, failed: list[tuple[int, str]], only_prints: bool = False
+        self,
+        piece: Piece,
+        failed: list[tuple[int, str]],
+        ids: dict[int, np.ndarray],
+        only_prints: bool = False,
     ) -> Iterator[tuple[int, Shard]]:
         """Yield runs of samples that the model takes, each with the row of its first; note the others."""
         if piece.error is not None:
             self._refuse(piece, piece.row, piece.n_samples, piece.error, failed)
             return
-        split = self._split
+        split = copy.copy(self._split)  # which other threads use, too
         split.argument = piece.argument
         batch = split.batch(piece.element, piece.number)
+        if batch.ids is not None:
+            ids[piece.row] = batch.ids
         if only_prints:
             prints = fingerprints(batch)
             yield piece.row, Shard(None, None, None, prints)
@@ -288,12 +312,13 @@ def fill(
     model: Observer,
     writer: Writer,
     opened: Dataset,
-    ids: Any,
+    names: SampleNames,
     progress: bool | None,
     engine: Engine,
     on_error: str,
 ) -> StoredIndex:
     """Fill an index in shares, wherever an engine works, and return it."""
+    names.look()
     reader = opened.reader(engine)
     read_here = reader is None or (engine.is_remote and not is_small(reader))
     split = splitter(opened)
@@ -301,7 +326,10 @@ def fill(
     writer.begin(model.identity())
     writer.plan_for(first.features)
     sent: Any = model.pickled(getattr(engine, "model", None)) if engine.is_remote else model
-    extraction = Extraction(sent, split, None if read_here else reader, on_error).into(writer)
+    given = None if read_here else reader
+    extraction = Extraction(sent, split, given, on_error, concurrent_reads=engine.concurrent_reads).into(
+        writer
+    )
     if reader is None or read_here:
         shares = _read_here(_pieces(opened, reader), writer)
     else:
@@ -320,10 +348,11 @@ def fill(
     for filled in track(results, "features of the training set", n_shards, progress, "shard"):
         writer.records.update(filled.records)
         counts = counts or filled.counts
+        names.put(filled.ids)
     if not counts:
         fix = "Leave weights out to count every sample once."
         raise WhenceError(f"sample weights of {opened.argument}", "one that is not 0", "zeros only", fix)
-    return _finished(writer, stop, ids)
+    return _finished(writer, stop, names)
 
 
 def _shares(reader: Reader, writer: Writer) -> Iterator[Share]:
@@ -351,7 +380,7 @@ def _read_here(pieces: Iterator[Piece], writer: Writer) -> Iterator[Share]:
         )
 
     for piece in pieces:
-        held = [*held, piece._replace(element=map_leaves(_on_host, piece.element))]
+        held = [*held, piece._replace(element=_on_host(piece.element))]
         stop = piece.row + piece.n_samples
         while stop >= (number + 1) * rows:
             yield share()
@@ -361,16 +390,23 @@ def _read_here(pieces: Iterator[Piece], writer: Writer) -> Iterator[Share]:
         yield share()
 
 
-def _on_host(leaf: Any) -> Any:
-    return leaf if is_table(leaf) else as_numpy(leaf)
+def _on_host(tree: Any) -> Any:
+    """Return a batch as it can be sent: arrays as NumPy's, tables and lists of texts as they are."""
+    if is_texts(tree) or is_table(tree):
+        return tree
+    if isinstance(tree, Mapping):
+        return {key: _on_host(part) for key, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return tuple(_on_host(part) for part in tree)
+    return None if tree is None else as_numpy(tree)
 
 
-def _finished(writer: Writer, n_rows: int, ids: Any) -> StoredIndex:
+def _finished(writer: Writer, n_rows: int, names: SampleNames) -> StoredIndex:
     records = [writer.records[number] for number in sorted(writer.records)]
     gone = [entry["row"] for record in records for entry in record.get("skipped", [])]
+    writer.unordered = names.unordered
+    ids = names.names(n_rows, without=gone)
     if gone:
-        names = np.arange(n_rows) if ids is None else np.asarray(ids)
-        ids = np.delete(names, gone) if names.shape[:1] == (n_rows,) else names
         warn(
             f"path {str(writer.folder)!r}: {len(gone)} of {n_rows} samples were left out; "
             "index.skipped says which and why."

@@ -118,6 +118,8 @@ class Adapter(ABC):
     layer_name: str
     #: Where batches are dicts, the key of the labels; ``None`` looks for the usual ones.
     label_key: str | None = None
+    #: Whether the third element of a batch is taken for sample weights, as the framework takes it.
+    third_is_weight: bool = True
 
     @abstractmethod
     def with_layer(self, layer: int | str) -> Adapter:

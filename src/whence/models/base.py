@@ -14,6 +14,7 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, astype, check_finite, like, namespace
 from whence.data.base import Batch, Dataset, leaves, open_dataset, take_rows
+from whence.data.form import BatchForm
 from whence.engine.base import as_engine
 from whence.index import Index, StoredIndex
 from whence.indexing.base import index_of
@@ -59,6 +60,12 @@ class InfluenceModel:
     loss_function : loss of the framework, optional
         ``None`` takes the loss that the model was compiled with, or returns itself. Its reduction over
         the batch does not matter.
+    batch : tuple or dict, optional
+        What the elements of a batch are, of training sets and of samples alike: ``("x", "y", "id")``, or
+        for batches that are dicts the keys, ``{"y": "target", "id": "file"}``. ``"x"`` are inputs, ``"y"``
+        labels, ``"weight"`` sample weights, ``"id"`` what answers call the samples, None something to leave
+        out; several ``"x"`` are a tuple of inputs. By default batches are ``(x, y)``, or
+        ``(x, y, sample_weight)`` with Keras, and of whole arrays.
     **options
         Options of the adapter. ``classes`` (Keras, PyTorch): whether a loss without a closed form is on
         classes. PyTorch: ``weight_decay`` of the optimiser, ``device`` to compute on, ``label_key`` of
@@ -79,17 +86,23 @@ class InfluenceModel:
         missing or not supported.
     """
 
+    #: What the elements of a batch are, where the user says it.
+    batch: Any = None
+
     def __init__(
         self,
         model: Any,
         start_layer: int | str = -1,
         *,
         loss_function: Any = None,
+        batch: Any = None,
         **options: Any,
     ) -> None:
         self.model = model
+        self.batch = batch
         #: What it takes to wrap the model again, in another process.
         self.arguments: tuple[int | str, Any, dict[str, Any]] = (start_layer, loss_function, options)
+        BatchForm(batch)  # raises for what is no form
         self._open(adapter_for(model, start_layer, loss_function, options))
 
     def at_layer(self, target_layer: int | str) -> InfluenceModel:
@@ -98,7 +111,7 @@ class InfluenceModel:
 
     def _with(self, adapter: Adapter, layer: int | str) -> InfluenceModel:
         other = InfluenceModel.__new__(InfluenceModel)
-        other.model = self.model
+        other.model, other.batch = self.model, self.batch
         other.arguments = (layer, *self.arguments[1:])
         other._open(adapter)
         return other
@@ -203,7 +216,9 @@ class InfluenceModel:
 
     def open(self, dataset: Any, argument: str = "dataset") -> Dataset:
         """Return a dataset as batches of what this model takes."""
-        return open_dataset(dataset, argument, self._adapter.label_key)
+        adapter = self._adapter
+        form = BatchForm(self.batch, adapter.label_key, adapter.third_is_weight)
+        return open_dataset(dataset, argument, form)
 
     def features(self, batch: Batch) -> Array:
         """Return ``phi (n, d)``: the target layer's input, with a constant 1 if it has a bias.
@@ -293,7 +308,9 @@ class InfluenceModel:
         ----------
         dataset : dataset
         ids : sequence, optional
-            Names of the samples; the index of a pandas frame, or positions, by default.
+            Names of the samples, in the order of the dataset (of a DataLoader: of the dataset behind it);
+            by default the ids that they bring (``batch=`` of the model), the index of a pandas frame, or
+            positions.
         progress : bool, optional
         argument : str, default="dataset"
             What messages call it.

@@ -17,7 +17,7 @@ import scipy.sparse
 
 from whence._errors import WhenceError
 from whence.arrays.base import as_numpy, check_number
-from whence.data.tables import is_table, plain_id
+from whence.data.tables import are_names, is_table, plain_id
 from whence.report.names import visible
 from whence.report.numbers import number
 from whence.report.page import Cell, Column, Table
@@ -65,8 +65,8 @@ class Rows:
     Parameters
     ----------
     samples : frame, array or sparse matrix of shape (n, d), sequence of mappings, or mapping
-        A pandas frame is asked by its index, unless that holds other things than the ids, which are then
-        positions; every other table by position; a mapping by id.
+        A pandas frame is asked by its index, unless that holds other things than the ids, such as times,
+        which are then positions; every other table by position; a mapping by id.
     argument : str
         What messages call it.
     names : sequence of str, optional
@@ -90,7 +90,7 @@ class Rows:
             )
         self._samples = samples.tocsr() if scipy.sparse.issparse(samples) else samples
         self._places: dict[Any, int] | None = None
-        if hasattr(samples, "iloc"):
+        if hasattr(samples, "iloc") and are_names(samples.index.tolist()):
             self._places = {name: i for i, name in enumerate(samples.index.tolist())}
             if len(self._places) < len(samples):
                 fix = "Give its rows distinct names: frame.reset_index(drop=True)."

@@ -56,6 +56,8 @@ class TorchAdapter(Adapter):
         Where batches are dicts, the key of the labels; ``labels`` or ``label`` by default.
     """
 
+    third_is_weight = False  # many datasets of PyTorch give an index or a name there
+
     def __init__(
         self,
         model: Any,
