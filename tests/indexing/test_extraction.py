@@ -202,8 +202,9 @@ def test_a_loader_reads_sample_by_sample():
     assert [(p.row, p.n_samples) for p in found if p.error is not None] == [(3, 1), (40, 1)]
     good = np.concatenate([np.asarray(p.element[0]) for p in found if p.error is None])
     np.testing.assert_array_equal(good, np.delete(X, [3, 40], axis=0))
-    shuffled = torch.utils.data.DataLoader(Images(), 32, shuffle=True)
-    assert open_dataset(shuffled).reader(Serial()) is None
+    shuffled = open_dataset(torch.utils.data.DataLoader(Images(), 32, shuffle=True)).reader(Serial())
+    again = np.concatenate([np.asarray(p.element[0]) for p in pieces(shuffled) if p.error is None])
+    np.testing.assert_array_equal(again, good)  # in the order of the dataset all the same
 
 
 def test_batches_of_other_sizes_are_refused():

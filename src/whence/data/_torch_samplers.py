@@ -19,6 +19,10 @@ __all__ = ["drawn_by", "without_wrappers"]
 EPOCH_LIMIT = 10
 
 
+#: What is said of samples that may come several times.
+ONCE = "and each sample counts once, however often it is drawn"
+
+
 def without_wrappers(loader: Any) -> Any:
     """Return the DataLoader inside those of accelerate, which only place and share out its batches."""
     while "base_dataloader" in vars(loader):
@@ -75,12 +79,11 @@ def _by_drawing(sampler: Any, n: int | None, size: int, aside: str) -> Drawn | N
     if is_same and np.array_equal(first, np.arange(n)):
         return Drawn(rows, n, size)
     if not is_fixed:  # some, drawn anew from all
-        once = "each of which counts once, however often it is drawn"
-        return Drawn(np.arange(n), n, size, f"{aside}, {once}")
+        return Drawn(np.arange(n), n, size, f"{aside}, {ONCE}")
     if rows.size < n:
         aside = f"{aside}, and the samples are the {rows.size} of its {n} that are drawn"
     elif len(first) > rows.size:
-        aside = f"{aside}, each of which counts once, however often it is drawn"
+        aside = f"{aside}, {ONCE}"
     return Drawn(rows, n, size, aside)
 
 

@@ -117,8 +117,8 @@ def _column(name: str, column: Any, argument: str) -> Any:
             argument,
             "columns of one length",
             f"column {name!r}, whose rows differ in length",
-            "Pad them: DataLoader(dataset, batch_size=64, collate_fn=DataCollatorWithPadding(...)). Or leave "
-            f"it out: dataset.remove_columns([{name!r}]).",
+            "Pad them: DataLoader(dataset, batch_size=64, collate_fn=DataCollatorWithPadding(...)). Or "
+            f"leave it out: dataset.remove_columns([{name!r}]).",
         )
     if array.dtype.kind not in "biuf":
         return None

@@ -167,8 +167,14 @@ def _stays(shuffle: Any) -> bool:
 
 
 def _is_sloppy(part: Any) -> bool:
-    """Return whether an interleave need not keep its order."""
-    return "Interleave" in type(part).__name__ and getattr(part, "_sloppy", False) is True
+    """Return whether an interleave need not keep its order, which only its graph says."""
+    if getattr(part, "_sloppy", False) is True:
+        return True
+    if type(part).__name__ != "_ParallelInterleaveDataset":
+        return False
+    tf = import_extra("tensorflow", "tensorflow")
+    graph = tf.compat.v1.GraphDef.FromString(part._as_serialized_graph().numpy())
+    return any(node.attr["deterministic"].s == b"false" for node in graph.node if "Interleave" in node.op)
 
 
 def _inner_operations(part: Any) -> list[str]:

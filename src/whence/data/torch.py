@@ -68,6 +68,7 @@ class TorchDataset(Dataset):
     def __init__(self, loader: Any, argument: str) -> None:
         self._loader = loader
         self._drawn: Drawn | None = None
+        self._has_own_pass = False
         self.argument = argument
 
     def prepare(self) -> None:
@@ -126,7 +127,8 @@ class TorchDataset(Dataset):
         if np.array_equal(seen.prints, plain.prints):
             return ordered
         told_apart = plain.labels.size and len(np.unique(plain.labels)) > 1
-        return own if told_apart and np.array_equal(seen.labels, plain.labels) else None
+        self._has_own_pass = bool(told_apart) and np.array_equal(seen.labels, plain.labels)
+        return own if self._has_own_pass else None
 
     def _take_whole_batches(self, drawn: Drawn) -> None:
         """Read a dataset whose samples are whole batches, or that is asked for several at a time."""
@@ -186,7 +188,7 @@ class TorchDataset(Dataset):
         return batch
 
     def reader(self, engine: Any) -> LoaderReader | None:
-        if self._drawn is None or self._loader.batch_sampler is None:
+        if self._drawn is None or self._has_own_pass or self._loader.batch_sampler is None:
             return None
         return LoaderReader(self._loader, self._drawn, self.argument, self.form.names_samples)
 

@@ -90,9 +90,11 @@ class Rows:
             )
         self._samples = samples.tocsr() if scipy.sparse.issparse(samples) else samples
         self._places: dict[Any, int] | None = None
-        if hasattr(samples, "iloc") and are_names(samples.index.tolist()):
-            self._places = {name: i for i, name in enumerate(samples.index.tolist())}
-            if len(self._places) < len(samples):
+        listed = samples.index.tolist() if hasattr(samples, "iloc") else []
+        self._names_are_integers: bool = any(type(name) is int for name in listed)
+        if hasattr(samples, "iloc") and (are_names(listed) or self._names_are_integers):
+            self._places = {name: i for i, name in enumerate(listed)} if are_names(listed) else {}
+            if 0 < len(self._places) < len(samples):
                 fix = "Give its rows distinct names: frame.reset_index(drop=True)."
                 raise WhenceError(argument, "a frame with distinct row names", "one with equal ones", fix)
         self.names = self._names(names)
@@ -134,7 +136,7 @@ class Rows:
                 return self._listed(self._samples[name])
         elif self._places is not None and name in self._places:
             return self._at(self._places[name])
-        elif isinstance(name, int) and 0 <= name < len(self) and not self._names_are_integers():
+        elif isinstance(name, int) and 0 <= name < len(self) and not self._names_are_integers:
             return self._at(name)
         raise WhenceError(
             self._argument,
@@ -142,9 +144,6 @@ class Rows:
             f"{len(self)} rows without it",
             "Pass every row in the order of the ids, a frame with the ids as its index, or a dict.",
         )
-
-    def _names_are_integers(self) -> bool:
-        return self._places is not None and any(isinstance(name, int) for name in self._places)
 
     def _at(self, place: int) -> list[Any]:
         samples = self._samples
