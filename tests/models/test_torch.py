@@ -408,7 +408,7 @@ def test_dict_batches_and_the_key_of_labels():
     assert element["inputs"].shape == X.shape
     assert samples["inputs"].shape == (N, 2, D)
     assert values.shape == (N, 2)
-    with pytest.raises(whence.WhenceError, match="label_key"):
+    with pytest.raises(whence.WhenceError, match="Name their key"):
         fitted(wrap(model, layer="head"), data)
 
 
@@ -507,7 +507,8 @@ def test_streams_and_datasets_without_batches(lje):
 
     stream = Data.DataLoader(Stream(), 7)
     assert_close(fitted(wrap(net()), stream).theta_dagger, lje.theta_dagger, 1e-15)
-    for single in (Data.TensorDataset(X, INTS), loader(X, INTS, size=None)):
+    assert_close(fitted(wrap(net()), Data.TensorDataset(X, INTS)).theta_dagger, lje.theta_dagger, 1e-15)
+    for single in (Stream(), loader(X, INTS, size=None)):
         with pytest.raises(whence.WhenceError, match="single samples"):
             fitted(wrap(net()), single)
 

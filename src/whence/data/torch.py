@@ -98,16 +98,16 @@ class TorchDataset(Dataset):
             return
         ordered = _plain(loader, drawn)
         if not _is_known(loader):
-            ordered = self._with_own_pass(ordered)
-            if ordered is None:
-                self.unordered = f"is a {type(loader).__name__}, which makes batches in a way of its own"
+            if drawn.note is None or self.form.names_samples:
+                self.may_vary = True
                 return
+            ordered = self._with_own_pass(ordered)
         self._loader, self._drawn, self.note = ordered, drawn, drawn.note
         if not np.array_equal(drawn.rows, np.arange(drawn.n_in_dataset)):
             self.positions, self.n_in_dataset = drawn.rows, drawn.n_in_dataset
 
     def _with_own_pass(self, ordered: Any) -> Any:
-        """Return what gives the batches of a loader with an ``__iter__`` of its own in order, or None.
+        """Return what gives the batches of a loader with an ``__iter__`` of its own in order, or raise.
 
         That is ``ordered`` if it gives the same, else the loader with another sampler, if the labels show
         that it goes by the sampler.
@@ -122,13 +122,20 @@ class TorchDataset(Dataset):
         self.labels_are_needed = False
         seen, plain = (_first_samples(self, loader) for loader in (own, ordered))
         self.labels_are_needed = True
-        if len(seen.prints) != len(plain.prints):
-            return None
         if np.array_equal(seen.prints, plain.prints):
             return ordered
         told_apart = plain.labels.size and len(np.unique(plain.labels)) > 1
-        self._has_own_pass = bool(told_apart) and np.array_equal(seen.labels, plain.labels)
-        return own if self._has_own_pass else None
+        if told_apart and np.array_equal(seen.labels, plain.labels):
+            self._has_own_pass = True
+            return own
+        raise WhenceError(
+            self.argument,
+            "a DataLoader that gives the samples that its sampler draws",
+            f"a {type(own).__name__}, which makes batches in a way of its own, in an unknown order",
+            "Pass its dataset, batched in order: DataLoader(loader.dataset, 64, "
+            "collate_fn=loader.collate_fn); or let the samples bring their ids: InfluenceModel(..., "
+            "batch=('x', 'y', 'id')).",
+        )
 
     def _take_whole_batches(self, drawn: Drawn) -> None:
         """Read a dataset whose samples are whole batches, or that is asked for several at a time."""
@@ -311,7 +318,9 @@ def _plain(loader: Any, drawn: Drawn, *, whole: bool = False, single: bool = Fal
         order = {"batch_size": None, "sampler": batches_of(drawn.rows, drawn.size)}
     else:
         order = {"batch_sampler": batches_of(drawn.rows, drawn.size)}
-    return _torch().utils.data.DataLoader(loader.dataset, **order, **_workers(loader, loader.num_workers))
+    torch = _torch()
+    options = order | _workers(loader, loader.num_workers) | {"generator": torch.Generator()}
+    return torch.utils.data.DataLoader(loader.dataset, **options)
 
 
 def _with_one_worker(loader: Any) -> Any:
