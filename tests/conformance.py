@@ -270,7 +270,8 @@ class PyTorch:
     def classifier(self, dtype, **options):
         loss = self.torch.nn.CrossEntropyLoss()
         options = {"start_layer": "head", "loss_function": loss} | options
-        return whence.InfluenceModel(self._model(dtype), **options)
+        form = ("x", "y", "weight")  # a third element might be anything
+        return whence.InfluenceModel(self._model(dtype), batch=form, **options)
 
     def regressor(self, dtype):
         torch = self.torch
