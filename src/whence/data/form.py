@@ -134,7 +134,7 @@ class BatchForm:
     def _of_tuple(self, element: Any, where: str) -> Parts:
         roles = tuple(self.roles)
         if len(element) != len(roles):
-            if len(element) == 2 and roles[:2] == ("x", "y"):
+            if len(element) <= 2 and roles[: len(element)] == ("x", "y")[: len(element)]:
                 return Parts(*element)
             raise WhenceError(
                 where,
