@@ -55,6 +55,9 @@ class DifferentiatedLoss(Loss):
     outputs_are_tags : bool, default=False
         Whether each of several outputs says yes or no by itself.
 
+    n_label_columns : int or None, default=None
+        How many columns of a target are labels, where it holds more that the loss reads; ``None``: all.
+
     Attributes
     ----------
     is_classification : bool
@@ -85,6 +88,7 @@ class DifferentiatedLoss(Loss):
     boundary: float | None = None
     n_outputs: int = 1
     outputs_are_tags: bool = False
+    n_label_columns: int | None = None
     is_classification: bool = field(init=False)
     curvature_is_dense = True
     margin_compares_outputs = False
@@ -176,7 +180,7 @@ class DifferentiatedLoss(Loss):
 
     def labels(self, target: Array) -> Array:
         xp = namespace(target)
-        rows = xp.reshape(target, (target.shape[0], -1))
+        rows = xp.reshape(target, (target.shape[0], -1))[:, : self.n_label_columns]
         kind = self.label_kind(rows.shape[1])
         if kind == "class" and rows.shape[1] > 1:
             return xp.argmax(rows, axis=1)

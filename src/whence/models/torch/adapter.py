@@ -16,6 +16,7 @@ from whence.models.differentiated import DifferentiatedLoss, identity_of
 from whence.models.torch.calls import Caller, Watched
 from whence.models.torch.derivatives import TorchDerivatives, torch_output
 from whence.models.torch.form import Form, checked_weights, form_of, spread, stands_for_units
+from whence.models.torch.hooks import HookedLoss
 from whence.models.torch.layers import Dense, calls_in_order, dense_layers, used_behind
 from whence.models.torch.losses import check_callable, read_loss
 from whence.models.torch.module import check_device, device_named, exclusive, takes, unwrapped
@@ -89,6 +90,13 @@ class TorchAdapter(Adapter):
         self._weight_decay = float(weight_decay)
         self._classes = classes
         self._loss: Any = None if loss_function is None else read_loss(loss_function)
+        if loss is not None:
+            if loss_function is not None:
+                raise WhenceError(
+                    "loss", "None, since there is a loss_function", repr(loss), "Give one of the two."
+                )
+            check_callable(loss, "loss", "loss(outputs, batch)")
+            self._loss = HookedLoss(self._torch, loss, label_key or "labels")
         self._device = check_device(self._torch, self._model, device)
         self._layer: Dense | None = None
         self._layer_name = ""
@@ -209,6 +217,8 @@ class TorchAdapter(Adapter):
             features = features.float()
         if labels is not None:
             positions = tuple(int(size) for size in features.shape[1:-1])
+            if isinstance(self._loss, HookedLoss):
+                labels = self._loss.target_of(self._caller.as_given(batch))
             labels = self._labels_of(labels, watched, int(features.shape[0]), positions)
         return Reading(features, mask, labels, batch, not isinstance(self._loss, CalledLoss))
 
@@ -256,6 +266,7 @@ class TorchAdapter(Adapter):
             boundary,
             layer.n_outputs,
             loss.is_on_tags,
+            getattr(loss, "n_label_columns", None),
         )
 
     @contextmanager
@@ -327,6 +338,10 @@ class TorchAdapter(Adapter):
                 probe = spread(probe.mean(dim=tuple(range(1, probe.ndim - 1))), form.positions)
             self._loss = own_loss(self._torch, run, self._caller.loss, batch, probe, form, self._model)
             self._check_penalty(batch, u)
+        if isinstance(self._loss, HookedLoss):
+            with self._torch.no_grad():
+                output = self._caller.output(self._run(batch).result)
+                self._loss.learn(output, self._caller.as_given(batch), len(form.positions) > form.is_pooled)
         self._form = form
         self._check_same_again(batch)
         if form.is_pooled:

@@ -38,7 +38,7 @@ class Watched(NamedTuple):
 class Caller:
     """Calls a module with a batch, on its device, as its user does.
 
-    A batch is a pair ``(inputs, labels)`` here; labels are None unless the module is to be given them.
+    A batch is a pair ``(inputs, labels)`` here; labels may be None.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Caller:
         self._model = model
         self._at = at
         self._forward = forward
-        self._label_key = label_key or "labels"
+        self.label_key = label_key or "labels"
         config = getattr(model, "config", None)
         # They make what their decoders take in of the labels.
         is_fed = bool(getattr(config, "is_encoder_decoder", False)) and takes(model, "labels")
@@ -76,7 +76,7 @@ class Caller:
         self.listens = passes_labels
 
     def batch(self, inputs: Any, labels: Any) -> tuple[Any, Any]:
-        """Return what to call the module with for a batch: with labels where it is given them."""
+        """Return what to call the module with for a batch."""
         fed = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
         if self._is_fed and labels is None and not any(key in inputs for key in fed):
             raise WhenceError(
@@ -85,13 +85,13 @@ class Caller:
                 "neither",
                 "Give with each sample the text whose next token is asked about.",
             )
-        return inputs, labels if self.passes_labels or self._forward is not None else None
+        return inputs, labels
 
     def as_given(self, batch: tuple[Any, Any]) -> Any:
         """Return a batch in the form that the user's own functions take, as tensors."""
         inputs, labels = self.placed(batch)
         if isinstance(inputs, Mapping):
-            return dict(inputs) if labels is None else {**inputs, self._label_key: labels}
+            return dict(inputs) if labels is None else {**inputs, self.label_key: labels}
         return inputs, labels
 
     def __call__(self, batch: tuple[Any, Any], weights: dict[str, Any] | None = None) -> Watched:
@@ -168,7 +168,7 @@ class Caller:
         inputs, labels = batch
         placed = map_leaves(self._placed, inputs)
         more = {}
-        if labels is not None:
+        if labels is not None and self.passes_labels:
             labels = self._placed(labels)
             whole = not labels.is_floating_point() and labels.dtype != self._torch.bool
             more["labels"] = labels.long() if whole else labels

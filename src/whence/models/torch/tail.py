@@ -13,6 +13,7 @@ from whence._errors import WhenceError
 from whence.data.base import map_leaves, take_rows
 from whence.models.torch.calls import Caller, Watched
 from whence.models.torch.form import Form, spread
+from whence.models.torch.hooks import HookedLoss
 from whence.models.torch.layers import Dense
 from whence.models.torch.module import exclusive
 from whence.models.torch.own import CalledLoss, ComputedLoss
@@ -166,7 +167,8 @@ class TorchTail:
             output = output.movedim(-1, 1)
         if form.is_moved(target):
             target = target.movedim(-1, 1)
-        values = form.units_last(loss.unreduced(output, target))
+        function = loss if isinstance(loss, HookedLoss) else loss.unreduced
+        values = form.units_last(function(output, target))
         if tuple(values.shape[1 : 1 + len(positions)]) != positions:
             raise WhenceError(
                 f"loss {loss.described}",
