@@ -532,8 +532,7 @@ class Conformance:
         with pytest.raises(whence.WhenceError, match="k: expected an integer >= 1"):
             lje.explain(test, k=0)
         with pytest.raises(whence.WhenceError, match="samples of the constructor's dataset"):
-            for _ in lje.compute_influence_values(test):
-                pass
+            lje.suspects(test)
         with pytest.raises(whence.WhenceError, match="device"):
             for _ in lje.compute_influence_values(train, device="tpu:9"):
                 pass

@@ -16,6 +16,7 @@ BAD_K = ("k", "an integer >= 1")
 EMPTY = ("at least one batch", "an empty dataset", "Check")
 DEVICE = ("device", "one of CPU:0", "'GPU:7'", "Leave it out")
 ORDER_MESSAGE = ("order", "ORDER.ASCENDING or ORDER.DESCENDING")
+OTHER_WIDTH = ("batch 0 of train_set", "the model accepts", "shapes (8, 2)", "model's own inputs")
 UNKNOWN = ("batch 0 of train_set", "samples of the constructor's dataset (N = 20)")
 
 METHODS = {
@@ -77,23 +78,23 @@ METHODS = {
     ),
     "other features, values": (
         lambda m: m.compute_influence_values(OTHER),
-        (*UNKNOWN, "inputs of shape (8, 2)", "Pass the same training set"),
+        OTHER_WIDTH,
     ),
     "other features, vectors": (
         lambda m: m.compute_influence_vector(OTHER),
-        (*UNKNOWN, "inputs of shape (8, 2)", "Pass the same training set"),
+        OTHER_WIDTH,
     ),
     "other features, in batches": (
         lambda m: nested(m, TESTED, OTHER),
-        (*UNKNOWN, "inputs of shape (8, 2)", "Pass the same training set"),
+        OTHER_WIDTH,
     ),
     "other features, top k": (
         lambda m: m.top_k(TESTED, OTHER),
-        (*UNKNOWN, "inputs of shape (8, 2)", "Pass the same training set"),
+        OTHER_WIDTH,
     ),
     "other features, most influential": (
         lambda m: m.compute_top_k_from_training_dataset(OTHER, 2),
-        (*UNKNOWN, "inputs of shape (8, 2)", "Pass the same training set"),
+        OTHER_WIDTH,
     ),
     "other features, suspects": (
         lambda m: m.suspects([(X[:, :2], Y)]),

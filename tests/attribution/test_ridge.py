@@ -12,6 +12,7 @@ from whence.engine.base import Threads
 from whence.layers.losses import SoftmaxCrossEntropy
 
 pytest.importorskip("sklearn")
+from sklearn.base import clone
 from sklearn.datasets import make_classification
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -32,7 +33,7 @@ MODELS = {
 
 def made(name="three classes", x=X, weight=None, **options):
     estimator, y = MODELS[name]
-    fitted = estimator.fit(x, y, sample_weight=weight)
+    fitted = clone(estimator).fit(x, y, sample_weight=weight)
     data = (x, y) if weight is None else (x, y, weight)
     model = whence.InfluenceModel(fitted)
     return whence.RepresenterPointLJE(
@@ -96,7 +97,7 @@ def test_features_that_never_change_do_not_matter():
 def test_order_and_shards_do_not_matter(monkeypatch):
     method, data = made()
     order = np.random.default_rng(1).permutation(N)
-    estimator = MODELS["three classes"][0].fit(X, CLASSES)
+    estimator = clone(MODELS["three classes"][0]).fit(X, CLASSES)
     monkeypatch.setattr("whence.index.shard.SHARD_BYTES", 7 * (D + 1) * 8)
     shuffled = X[order], CLASSES[order]
     other = whence.RepresenterPointLJE(
@@ -216,7 +217,7 @@ def test_samples_that_count_nothing_have_predictions_all_the_same():
     weight = np.where(np.arange(N) % 4, 1.0, 0.0)
     method, data = made(weight=weight)
     suspects = method.suspects(data, None, score="loss")
-    assert np.array_equal(suspects.predictions, MODELS["three classes"][0].predict(X[suspects.ids]))
+    assert np.array_equal(suspects.predictions, method.influence_model.model.predict(X[suspects.ids]))
 
 
 def test_the_engine_does_not_matter():

@@ -143,6 +143,7 @@ class Answers(Scorer):
         if score not in SCORES:
             raise WhenceError("score", f"one of {', '.join(SCORES)}", repr(score), "Choose one.")
         wanted = None if k is None else check_k(k)
+        self._check_model()
         show = self.progress if progress is None else progress
         rows = np.arange(self.index.n_samples)
         if train_set is not None:
@@ -228,6 +229,7 @@ class Answers(Scorer):
     ) -> Iterator[tuple[Question, dict[str, np.ndarray]]]:
         """Yield what is asked about each batch; see :meth:`questions`."""
         show = self.progress if progress is None else progress
+        self._check_model()
         start = 0
         for batch in track(opened, "explaining", opened.n_batches, show):
             named.add(batch)
@@ -235,6 +237,7 @@ class Answers(Scorer):
             start += batch.n_samples
         if named.unordered is not None:
             raise no_positions(opened.argument, named.unordered)
+        self._check_model()
         for name, given in (("outputs", outputs), ("positions", positions)):
             if np.ndim(given) and len(given) != start:
                 raise WhenceError(

@@ -40,6 +40,7 @@ __all__ = [
     "check_k",
     "check_model",
     "scores_of",
+    "self_influence_of",
     "weighted_features",
 ]
 
@@ -94,12 +95,13 @@ class Scorer(ABC):
             engine=engine,
             on_error=on_error,
         )
-        self._training_set = TrainingSet(self.index, dataset, progress)
+        self._training_set = TrainingSet(self.index, dataset, progress, self.influence_model)
         #: The layer with the model's own weights.
         self.layer: LinearLayer = self.influence_model.layer.knowing_shifts(
             self.index.shards[0].rows(0, TRIED_ROWS).block
         )
         self._model_fingerprint = self.influence_model.fingerprint()
+        self._watch: Any = self.index.watch or self.influence_model.watch()
         self._self_influence_values: np.ndarray | None = None
 
     # -------------------------------------------------------------- what a method must say
@@ -268,6 +270,7 @@ class Scorer(ABC):
         """Read samples with another model of the same layer from here on."""
         self.influence_model = influence_model
         self._model_fingerprint = influence_model.fingerprint()
+        self._watch = influence_model.watch()
 
     def _observe(self, batch: Batch) -> Observation:
         """Return what the layer sees of samples to explain: how much they count plays no part.
@@ -277,18 +280,25 @@ class Scorer(ABC):
         weight = batch.weight
         if weight is not None and (not self._has_positions or np.prod(weight.shape[1:]) == 1):
             batch = batch._replace(weight=None)
-        self._check_model()
-        return self.influence_model.observe(batch)
+        seen = self.influence_model.observe(batch)
+        self._check_model(thoroughly=False)  # afterwards, so that it was the same model all the time
+        return seen
 
-    def _check_model(self) -> None:
-        """Raise if the model has other weights than when the training set was stored."""
-        if self.influence_model.fingerprint() != self._model_fingerprint:
+    def _check_model(self, *, thoroughly: bool = True) -> None:
+        """Raise if the model is not what it was when the training set was stored.
+
+        Every question looks thoroughly, once; between batches it is enough to see what tells by itself.
+        """
+        if thoroughly:
+            self.index.check_current()
+        got = self._watch.difference(thoroughly=thoroughly)
+        if got is not None:
             raise WhenceError(
                 "influence_model",
-                f"a model whose layer {self.influence_model.layer_name!r} is as it was when the training "
-                "set was stored",
-                "one with other weights, such as after more training",
-                f"Make a new {self.method}.",
+                "a model that is, before and behind layer "
+                f"{self.influence_model.layer_name!r}, as it was when the training set was stored",
+                got,
+                f"Make a new {self.method}, or put the model back into its state.",
             )
 
     def _shares(self, seen: Observation, where: str) -> np.ndarray | None:
@@ -373,7 +383,7 @@ class Scorer(ABC):
     def _self_influences(self) -> np.ndarray:
         """Return the self-influence of every stored sample, computed on the first call."""
         if self._self_influence_values is None:
-            values = self._of_shards(_self_influence_of, "self-influence", self.progress)
+            values = self._of_shards(self_influence_of, "self-influence", self.progress)
             self._self_influence_values = values.astype(as_numpy(self.index.shards[0].phi).dtype)
         return self._self_influence_values
 
@@ -417,7 +427,7 @@ def _counted(phi: Array, weight: Array | None) -> np.ndarray | None:
     return None if phi.ndim == 2 or weight is None else as_numpy(weight) > 0
 
 
-def _self_influence_of(scorer: Scorer, shard: Shard) -> np.ndarray:
+def self_influence_of(scorer: Scorer, shard: Shard) -> np.ndarray:
     """Return the self-influence of the samples of a shard, shape ``(n,)``."""
     u = as_numpy(scorer.layer.pre_activations(shard.phi))
     outputs = scorer._own_outputs(u, as_numpy(shard.target))

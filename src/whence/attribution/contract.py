@@ -11,10 +11,12 @@ import numpy as np
 from whence._errors import WhenceError, described
 from whence.arrays.base import as_numpy, check_finite
 from whence.attribution.answers import Answers
-from whence.attribution.base import Vectors, all_scores, at_most, check_k, scores_of
+from whence.attribution.base import Vectors, all_scores, at_most, check_k, scores_of, self_influence_of
 from whence.attribution.storing import check_cache, check_values_folder, save_arrays, stored_vectors
-from whence.data.base import Batch, Dataset, take_rows
-from whence.index import CACHE, Index
+from whence.attribution.training_set import TrainingSet
+from whence.data.base import Batch, Dataset, fingerprints, take_rows
+from whence.index import CACHE, Index, Shard
+from whence.progress import track
 from whence.search.scores import (
     BaseNearestNeighbors,
     LinearNearestNeighbors,
@@ -58,7 +60,9 @@ class Attribution(Answers):
         Parameters
         ----------
         train_set : dataset
-            The training set, or a part of it, in any order and batch size.
+            The training set, a part of it, or other samples with labels, in any order and batch size.
+            Those that the constructor did not see go through the model: their values are what they would
+            be beside the same Hessian and ``N``.
         device : str, optional
             A device of the framework.
 
@@ -67,10 +71,11 @@ class Attribution(Answers):
         dataset
             ``(batch of training samples, influence score (b,))``, of the same kind as ``train_set``.
         """
+        self._check_model()
         values = self._self_influences()
         with self.influence_model.on_device(device):
             opened = self.influence_model.open(train_set, "train_set")
-            return opened.pair_with(lambda batch: values[self._training_set.rows(batch)])
+            return opened.pair_with(lambda batch: self._self_influences_of(batch, values))
 
     def compute_influence_vector(
         self,
@@ -83,6 +88,7 @@ class Attribution(Answers):
         Parameters
         ----------
         train_set : dataset
+            As for :meth:`compute_influence_values`.
         save_influence_vector_ds_path : path, optional
             A folder. If it already holds the vectors of this model and training set they are loaded,
             else they are computed and saved there.
@@ -94,6 +100,7 @@ class Attribution(Answers):
             ``(batch of training samples, (phi (b, d), coefficients (b, C)))``, of the same kind as
             ``train_set``. Along a sequence ``(b, L, d)`` and ``(b, L, C)``.
         """
+        self._check_model()
         with self.influence_model.on_device(device):
             opened = self.influence_model.open(train_set, "train_set")
             index = self._vectors(CACHE.MEMORY, None, save_influence_vector_ds_path)
@@ -107,7 +114,7 @@ class Attribution(Answers):
         Parameters
         ----------
         train_set : dataset
-            The training set, or a part of it, in any order and batch size.
+            As for :meth:`compute_influence_values`.
         k : int
             How many samples to find.
         order : ORDER, default=ORDER.DESCENDING
@@ -121,11 +128,12 @@ class Attribution(Answers):
         """
         k = check_k(k)
         check_order(order)
+        self._check_model()
         opened = self.influence_model.open(train_set, "train_set")
-        rows, batches = self._training_set.match(opened)
+        training_set, rows, batches = self._matched(opened)
         best = TopK(1, at_most(k, rows.size), order)
-        best.add(self._self_influences()[rows][None, :], 0)
-        found = self._training_set.gather(opened, rows[best.rows], batches)
+        best.add(self._self_influences_in(training_set.index)[rows][None, :], 0)
+        found = training_set.gather(opened, rows[best.rows], batches)
         (result,) = opened.from_elements([(take_rows(found, 0), best.values[0])])
         return result
 
@@ -143,7 +151,9 @@ class Attribution(Answers):
 
         Parameters
         ----------
-        dataset_to_evaluate, train_set : dataset
+        dataset_to_evaluate : dataset
+        train_set : dataset
+            As for :meth:`compute_influence_values`.
         influence_vector_in_cache : CACHE, default=CACHE.MEMORY
         load_influence_vector_path, save_influence_vector_path : path, optional
             A folder to load the influence vectors from, or to save them to.
@@ -159,6 +169,7 @@ class Attribution(Answers):
         """
         if save_influence_value_path is not None:
             check_values_folder(save_influence_value_path, "influence values")
+        self._check_model()
         with self.influence_model.on_device(device):
             opened = self.influence_model.open(train_set, "train_set")
             evaluated = self.influence_model.open(dataset_to_evaluate, "dataset_to_evaluate")
@@ -168,10 +179,18 @@ class Attribution(Answers):
             for element, batch in _with_elements(evaluated):
                 elements.append(element)
                 queries.append(self._queries_of(batch))
+            self._check_model()
             if save_influence_value_path is not None:
                 self._save_values(save_influence_value_path, queries, index)
 
+            held: list[TrainingSet] = []
+
             def score(i: int, batch: Batch) -> np.ndarray:
+                if cache is not CACHE.NO_CACHE and (held or (self._training_set.find(batch) < 0).any()):
+                    if not held:  # other samples, which go through the model once
+                        held.append(self._filled_for(opened))
+                    part = held[0].index.take(held[0].rows(batch))
+                    return scores_of(queries[i], Vector(part.phi, part.coefficients))
                 if cache is CACHE.NO_CACHE:
                     vector = self._fresh_vector(batch)
                 else:
@@ -198,14 +217,17 @@ class Attribution(Answers):
 
         Parameters
         ----------
-        dataset_to_evaluate, train_set : dataset
+        dataset_to_evaluate : dataset
+        train_set : dataset
+            As for :meth:`compute_influence_values`.
         k : int, default=5
         nearest_neighbors : BaseNearestNeighbors, optional
             The search; ``None`` makes a new :class:`~whence.LinearNearestNeighbors`.
         influence_vector_in_cache : CACHE, default=CACHE.MEMORY
         load_influence_vector_ds_path, save_influence_vector_ds_path : path, optional
         save_top_k_ds_path : path, optional
-            A folder to which ``ids.npy`` and ``values.npy``, both ``(T, k)``, are written.
+            A folder to which ``ids.npy`` and ``values.npy``, both ``(T, k)``, are written. Samples that the
+            constructor did not see have no ids: they are refused then.
         order : ORDER, default=ORDER.DESCENDING
         d_type : dtype, default=float32
             What the values are returned as.
@@ -230,13 +252,16 @@ class Attribution(Answers):
         d_type = _float_dtype(d_type)
         if save_top_k_ds_path is not None:
             check_values_folder(save_top_k_ds_path, "top k")
+        self._check_model()
         with self.influence_model.on_device(device):
             opened = self.influence_model.open(train_set, "train_set")
             evaluated = self.influence_model.open(dataset_to_evaluate, "dataset_to_evaluate")
             cache = check_cache(influence_vector_in_cache)
-            searched, batches = self._training_set.match(opened)
+            training_set, searched, batches = self._matched(opened, need_ids=save_top_k_ds_path is not None)
+            index = training_set.index
+            if training_set is self._training_set:
+                index = self._vectors(cache, load_influence_vector_ds_path, save_influence_vector_ds_path)
             k = at_most(k, searched.size)
-            index = self._vectors(cache, load_influence_vector_ds_path, save_influence_vector_ds_path)
             whole = searched.size == index.n_samples
             source = Vectors(index if whole else index.subset(searched))
             elements, values, places = [], [], []
@@ -252,11 +277,12 @@ class Attribution(Answers):
                 elements.append(element)
                 values.append(_cast(found_values, d_type))
                 places.append(searched[np.asarray(found_rows)])
+            self._check_model()
             every = np.concatenate(places)
             if save_top_k_ds_path is not None:
                 found = {"ids": self.index.names(every), "values": np.concatenate(values)}
                 save_arrays(save_top_k_ds_path, "top k", found, self._manifest())
-            samples = self._training_set.gather(opened, every, batches)
+            samples = training_set.gather(opened, every, batches)
             results, start = [], 0
             for element, value in zip(elements, values, strict=True):
                 part = take_rows(samples, slice(start, start + len(value)))
@@ -267,14 +293,65 @@ class Attribution(Answers):
     # ------------------------------------------------------------------------------ pieces
 
     def _vector(self, batch: Batch, index: Index) -> Vector:
-        part = index.take(self._training_set.rows(batch))
+        rows = self._training_set.find(batch)
+        part = index.take(rows) if (rows >= 0).all() else self._shard_of(batch)
         return Vector(as_numpy(part.phi), as_numpy(part.coefficients))
 
     def _fresh_vector(self, batch: Batch) -> Vector:
         """Compute the coefficients of a batch anew; its features are those of the constructor's pass."""
-        self._check_model()
-        part = self.index.take(self._training_set.rows(batch))
+        self._check_model(thoroughly=False)
+        rows = self._training_set.find(batch)
+        if (rows < 0).any():
+            part = self._shard_of(batch)
+            return Vector(part.phi, part.coefficients)
+        part = self.index.take(rows)
         return Vector(part.phi, self._stored_form(part.block))
+
+    def _self_influences_of(self, batch: Batch, values: np.ndarray) -> np.ndarray:
+        """Return the self-influence of a batch of training samples, computed where it is not stored."""
+        rows = self._training_set.find(batch)
+        if (rows >= 0).all():
+            return values[rows]
+        computed = self_influence_of(self, self._shard_of(batch)).astype(values.dtype)
+        return np.where(rows >= 0, values[rows], computed)
+
+    def _self_influences_in(self, index: Index) -> np.ndarray:
+        if index is self.index:
+            return self._self_influences()
+        return np.concatenate([self_influence_of(self, shard) for shard in index.shards])
+
+    def _shard_of(self, batch: Batch) -> Shard:
+        """Return a batch of training samples as the index would hold it, computed with the model."""
+        model = self.influence_model
+        seen = model.observe(batch)
+        self._check_model(thoroughly=False)
+        model.check_losses(seen, as_numpy(self.layer.theta), batch.where)
+        assert seen.target is not None  # a training batch without labels is refused
+        shard = Shard(seen.phi, seen.target, seen.weight, fingerprints(batch))
+        shard.coefficients = self._stored_form(shard.block)
+        return shard
+
+    def _matched(
+        self, opened: Dataset, need_ids: bool = False
+    ) -> tuple[TrainingSet, np.ndarray, int | None]:
+        """Return what holds the samples of a training set, their rows there, and its number of batches."""
+        known = self._training_set.match if need_ids else self._training_set.match_known
+        found = known(opened)
+        if found is not None:
+            return (self._training_set, *found)
+        others = self._filled_for(opened)
+        return (others, np.arange(others.index.n_samples), opened.n_batches)
+
+    def _filled_for(self, opened: Dataset) -> TrainingSet:
+        """Return an index that is filled for samples which the constructor did not see, or not all of."""
+        index = Index()
+        for batch in track(opened, "features of the training set", opened.n_batches, self.progress):
+            shard = self._shard_of(batch)
+            index.append(shard.features, shard.target, shard.weight, shard.fingerprint)
+        index = index.finish()
+        self._check_model()
+        index.store_coefficients(self._stored_form, None)
+        return TrainingSet(index, opened.given, self.progress)
 
     # ------------------------------------------------------------------------------ storing
 

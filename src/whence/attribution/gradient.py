@@ -111,6 +111,14 @@ class Gradients(Attribution):
         r = self._residuals(Block(seen.phi, seen.target, weight))
         return LossQuestion(seen.phi, outputs, weight, r, as_numpy(seen.target))
 
+    def _own_outputs(self, u: np.ndarray, target: np.ndarray | None) -> np.ndarray:
+        if not self.asks_about_loss:
+            return super()._own_outputs(u, target)
+        try:
+            return super()._own_outputs(u, target)
+        except WhenceError:  # labels of a hidden layer name none of its outputs: the loss asks about all
+            return np.argmax(u, axis=-1)
+
     def _residuals(self, block: Block) -> np.ndarray:
         """Return the residuals in float64, on the host: small ones are differences of near numbers."""
         phi = np.asarray(as_numpy(block.phi), dtype=np.float64)

@@ -111,6 +111,8 @@ class Index:
         self.engine: Engine = Serial()
         #: Whether passes over them show a bar; see :func:`whence.progress.track`.
         self.progress: bool | None = False
+        #: Who sees whether the model is still the one that the features are of, where there is a model.
+        self.watch: Any = None
 
     # ------------------------------------------------------------------ building
 
@@ -145,6 +147,13 @@ class Index:
             self.shards.append(self._buffer.take(self._buffer.n_rows))
         self._ids = check_ids(ids, self.n_samples)
         return self
+
+    def check_current(self) -> None:
+        """Raise if the index is no longer what it was when it was opened: never in memory."""
+
+    def forget(self) -> None:
+        """Let go of what was added since the beginning, as of no use."""
+        self.shards = []
 
     def close(self) -> None:
         """Let go of what building holds, if it is not finished: nothing here."""

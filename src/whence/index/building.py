@@ -84,6 +84,8 @@ class Writer(Index):
         self._manifest: dict[str, Any] | None = None
         #: What is recorded of each shard that is there, by its number.
         self.records: dict[int, dict[str, Any]] = {}
+        #: The shards that were written from here on.
+        self._written: set[int] = set()
         #: How many samples there are so far.
         self.n_seen = 0
         self._look()
@@ -172,6 +174,18 @@ class Writer(Index):
                 self._write_shard(number)
         self.n_seen += batch.n_samples
 
+    def add(self, records: dict[int, dict[str, Any]]) -> None:
+        """Take up what is recorded of shards, of which others wrote those that were not there."""
+        self._written |= records.keys() - self.records.keys()
+        self.records.update(records)
+
+    def forget(self) -> None:
+        """Let the shards that were written from here on count for nothing: they are computed again."""
+        for number in self._written:
+            (self.folder / f"shard-{number:05d}.json").unlink(missing_ok=True)
+            self.records.pop(number, None)
+        self._written.clear()
+
     @property
     def plan(self) -> dict[str, Any]:
         """What the index will be; once there is a plan."""
@@ -239,7 +253,7 @@ class Writer(Index):
 
     def _write_shard(self, number: int) -> None:
         shard = self._buffer.take(self._buffer.n_rows)
-        self.records[number] = write_shard(self.folder, self.plan, number, shard)
+        self.add({number: write_shard(self.folder, self.plan, number, shard)})
 
     def _write_manifest(self, ids: dict[str, Any] | None) -> None:
         assert self._plan is not None

@@ -28,6 +28,7 @@ __all__ = [
     "Stamp",
     "check_checksum",
     "check_size",
+    "file_mark",
     "is_lock",
     "open_array",
     "plain",
@@ -117,6 +118,18 @@ def _read_array(file: Path, stamp: Stamp) -> np.ndarray:
     np.lib.format.read_magic(handle)
     shape, _, dtype = np.lib.format.read_array_header_1_0(handle)
     return np.frombuffer(content, dtype, offset=handle.tell()).reshape(shape)
+
+
+def file_mark(file: Any) -> Any:
+    """Return what changes when a file is written anew, or None if there is none."""
+    try:
+        if is_remote(file):
+            file.fs.invalidate_cache()
+            return {key: str(value) for key, value in file.fs.info(file.path).items()}
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def check_size(folder: Path, stamp: Stamp) -> str | None:

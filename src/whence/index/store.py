@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence._files import is_part
 from whence._paths import as_path, explain_failures, is_remote
 from whence.arrays.base import Array
@@ -35,11 +35,12 @@ from whence.index.files import (
     Stamp,
     check_checksum,
     check_size,
+    file_mark,
     is_lock,
     open_array,
 )
 from whence.index.layout import ARRAYS, array_of, misfit
-from whence.index.methods import Method, StoredMethod, write_method
+from whence.index.methods import METHOD_FILE, Method, StoredMethod, write_method
 from whence.index.records import WHOLE, difference
 from whence.index.shard import Shard
 from whence.layers.linear_layer import Block
@@ -52,6 +53,9 @@ FORMAT_VERSION = 1
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
+
+#: How digests of integers begin: they may turn out to be counters, which an index leaves out.
+COUNTER = "integers:"
 
 #: How messages begin to say what is wrong with an index.
 DAMAGED = "a damaged one: "
@@ -254,6 +258,7 @@ class StoredIndex(Index):
         self.identity: dict[str, Any] = self.manifest["identity"]
         self.method: StoredMethod | None = None
         self.unordered = str(self.manifest["unordered"]) if "unordered" in self.manifest else None
+        self._marks: dict[str, Any] = {}  # of the files that say what the folder holds, as last read
         self.shards: Sequence[Shard] = StoredShards(self.folder, self.manifest["shards"])
         widths = {record["n_features"] for record in self.manifest["shards"]}
         if widths != {self.manifest["n_features"]} or self.n_samples != self.manifest["n_samples"]:
@@ -297,6 +302,24 @@ class StoredIndex(Index):
                 "Give the path of an index of this training set, or a new path.",
             )
 
+    def check_current(self) -> None:
+        """Raise if the folder no longer holds what was opened, such as after it was built anew."""
+        watched = [(self.folder / MANIFEST, self.manifest)]
+        if self.method is not None:
+            watched.append((self.method.folder / METHOD_FILE, self.method.record))
+        for file, opened in watched:
+            mark = file_mark(file)
+            if mark is not None and self._marks.get(file.name) == mark:
+                continue
+            if mark is None or not _holds(file, opened):
+                raise WhenceError(
+                    f"path {str(self.folder)!r}",
+                    "the index that was opened",
+                    f"another {file.name}: it was built anew since" if mark else f"no {file.name} any more",
+                    "Open it again, once it is complete: load_index, or index_path= this folder.",
+                )
+            self._marks[file.name] = mark
+
     def use_method(self, stored: StoredMethod, *, verify: bool = True) -> None:
         """Take the coefficients from a method of the folder."""
         refuse_damage(self.folder, stored.damage(thoroughly=verify))
@@ -321,6 +344,14 @@ class StoredIndex(Index):
         self.method = method
         records = self.manifest["shards"]
         self.shards = StoredShards(self.folder, records, method.folder, method.record["coefficients"])
+
+
+def _holds(file: Path, content: dict[str, Any]) -> bool:
+    """Whether a JSON file says the same as before."""
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")) == content)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def refuse_damage(folder: Path, wrong: str | None) -> None:
@@ -375,11 +406,35 @@ def first_damage(folder: Path, records: list[dict[str, Any]], thoroughly: bool) 
 
 
 def refuse_other(folder: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    """Raise if an index is of something else than what is wanted."""
+    differing = [key for key in wanted if key != "state" and found.get(key) != wanted[key]]
     if differing:
         raise WhenceError(
             f"path {str(folder)!r}",
             "an index with " + ", ".join(f"{key} {wanted[key]!r}" for key in differing),
             "one with " + ", ".join(f"{key} {found.get(key)!r}" for key in differing),
             "Give the path of an index of this model, loss and training set, or a new path.",
+        )
+    if wanted.get("state"):
+        _refuse_other_state(folder, wanted["state"], found.get("state"))
+
+
+def _refuse_other_state(folder: Path, wanted: dict[str, str], found: Any) -> None:
+    if found is None:
+        warn(
+            f"path {str(folder)!r}: an index of whence 0.1, which does not say what the weights before the "
+            "layer were: that they are those of this model is not checked."
+        )
+        return
+    there: dict[str, Any] = found if isinstance(found, dict) else {}
+    names = [*wanted, *(name for name in there if name not in wanted)]
+    changed = [name for name in names if there.get(name) != wanted.get(name)]
+    changed = [n for n in changed if n in there or not wanted[n].startswith(COUNTER)]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise WhenceError(
+            f"path {str(folder)!r}",
+            "an index of the model with the weights that it has now",
+            f"one of other weights before the layer or behind it: {changed[0]}{more}",
+            "The model was trained on since, or is another one: choose a new path.",
         )

@@ -13,8 +13,8 @@ from whence.data.base import Dataset, fingerprints
 from whence.data.order import SampleNames
 from whence.engine.base import Engine
 from whence.index import Index, Writer
-from whence.indexing.extraction import fill
-from whence.indexing.observation import Observer
+from whence.indexing.extraction import fill, refuse_changed
+from whence.indexing.observation import Observer, Watcher
 from whence.progress import track
 
 __all__ = ["index_of"]
@@ -65,8 +65,10 @@ def _filled_in_order(
 ) -> Index:
     steps = track(opened, "features of the training set", opened.n_batches, progress)
     theta: np.ndarray | None = None
+    watch: Watcher | None = None
     counts = False
     n_samples = 0
+    before = model.state()
     for batch in steps:
         names.add(batch)
         n_samples += batch.n_samples
@@ -79,12 +81,19 @@ def _filled_in_order(
         if theta is None:  # not before a batch was seen, on which some adapters choose the layer
             theta = model.theta()
         model.check_losses(seen, theta, batch.where)
-        if batch.number == 0:
+        if watch is None:
+            watch = model.watch(before)
+            refuse_changed(watch, index)
             index.begin(model.identity())
+        refuse_changed(watch, index, thoroughly=False)
         counts = counts or seen.weight is None or bool(as_numpy(seen.weight).any())
         index.append(seen.phi, seen.target, seen.weight, fingerprint)
     if not counts:
         fix = "Leave weights out to count every sample once."
         raise WhenceError(f"sample weights of {opened.argument}", "one that is not 0", "zeros only", fix)
+    assert watch is not None  # an empty dataset is refused
+    refuse_changed(watch, index)
     index.unordered = names.unordered
-    return index.finish(names.names(n_samples))
+    index = index.finish(names.names(n_samples))
+    index.watch = watch
+    return index

@@ -24,14 +24,14 @@ from whence.data.order import SampleNames
 from whence.data.readers import Piece, Reader, is_small, read_alone, splitter
 from whence.data.tables import is_table
 from whence.engine.base import Engine
-from whence.index import Shard, StoredIndex, Writer
+from whence.index import Index, Shard, StoredIndex, Writer
 from whence.index.building import write_shard
 from whence.index.shard import RowBuffer, narrow
 from whence.index.store import StoredShard, damage
-from whence.indexing.observation import Observer
+from whence.indexing.observation import Observer, Watcher
 from whence.progress import track
 
-__all__ = ["Extraction", "fill"]
+__all__ = ["Extraction", "fill", "refuse_changed"]
 
 #: A model is used by one thread at a time, however many a worker has: adapters catch a layer's input by
 #: hooks that all callers share.
@@ -322,7 +322,10 @@ def fill(
     reader = opened.reader(engine)
     read_here = reader is None or (engine.is_remote and not is_small(reader))
     split = splitter(opened)
+    before = model.state()
     first = Extraction(model, split, reader, on_error).first(_pieces(opened, reader))
+    watch = model.watch(before)
+    refuse_changed(watch, writer)
     writer.begin(model.identity())
     writer.plan_for(first.features)
     sent: Any = model.pickled(getattr(engine, "model", None)) if engine.is_remote else model
@@ -346,13 +349,31 @@ def fill(
     results = engine.map(extraction, noted(), runs_model=True)
     counts = False
     for filled in track(results, "features of the training set", n_shards, progress, "shard"):
-        writer.records.update(filled.records)
+        writer.add(filled.records)
+        refuse_changed(watch, writer, thoroughly=False)
         counts = counts or filled.counts
         names.put(filled.ids)
     if not counts:
         fix = "Leave weights out to count every sample once."
         raise WhenceError(f"sample weights of {opened.argument}", "one that is not 0", "zeros only", fix)
-    return _finished(writer, stop, names)
+    refuse_changed(watch, writer)
+    index = _finished(writer, stop, names)
+    index.watch = watch
+    return index
+
+
+def refuse_changed(watch: Watcher, index: Index, *, thoroughly: bool = True) -> None:
+    """Raise if the model has changed while a training set goes through it; nothing of it is kept then."""
+    got = watch.difference(thoroughly=thoroughly)
+    if got is None:
+        return
+    index.forget()
+    raise WhenceError(
+        "influence_model",
+        "a model that stays as it is while the training set goes through it",
+        got,
+        "Let training come to an end first, or wrap a copy of the model.",
+    )
 
 
 def _shares(reader: Reader, writer: Writer) -> Iterator[Share]:

@@ -9,7 +9,7 @@ import numpy as np
 from whence.arrays.base import Array
 from whence.data.base import Batch, Dataset
 
-__all__ = ["Observation", "Observer", "PickledObserver"]
+__all__ = ["Observation", "Observer", "PickledObserver", "Watcher"]
 
 
 class Observation(NamedTuple):
@@ -40,6 +40,13 @@ class PickledObserver(Protocol):
         """Return the model, in this process."""
 
 
+class Watcher(Protocol):
+    """Whoever sees whether a model is still what it was."""
+
+    def difference(self, *, thoroughly: bool = True) -> str | None:
+        """Return what of the model is not what it was, or None; without reading it all, if so asked."""
+
+
 class Observer(Protocol):
     """What a pass over a training set needs of a model."""
 
@@ -57,6 +64,12 @@ class Observer(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """Return what stored features belong to."""
+
+    def state(self) -> dict[str, str]:
+        """Return digests of all that shapes the features."""
+
+    def watch(self, before: dict[str, str] | None = None) -> Watcher:
+        """Return who sees whether the model stays what it is, or was at ``before``."""
 
     def differs_in(self, identity: dict[str, Any]) -> list[str]:
         """Return the names of what differs from the model that was pickled elsewhere."""

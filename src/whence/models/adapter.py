@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,9 +14,11 @@ import numpy as np
 from whence._errors import WhenceError, described
 from whence._registry import Registry
 from whence.arrays.base import Array, as_numpy, check_finite
+from whence.arrays.sparse import SparseRows
 from whence.data.base import leaves
 from whence.layers.losses import Loss
 from whence.models.differentiated import DifferentiatedLoss
+from whence.models.state import Part
 
 __all__ = ["ADAPTERS", "Adapter", "LossSpec", "Reading", "Weights", "adapter_for", "register_adapter"]
 
@@ -211,6 +213,26 @@ class Adapter(ABC):
         ``None`` says that it does by construction, so that there is nothing to compare.
         """
         return None
+
+    #: How far two passes of the same samples may differ, relative to the largest number.
+    probe_tolerance: float = 5e-4
+
+    def state(self) -> Mapping[str, Part]:
+        """Return what shapes the features and the output, by name, as it is now.
+
+        What is not there is noticed by :meth:`probe` alone.
+        """
+        return {}
+
+    def probe(self, inputs: Any, labels: Any) -> list[np.ndarray]:
+        """Return what the model makes of samples, to see later whether it still does."""
+        reading = self.read(inputs, labels)
+        features, output = reading.features, self.output(reading.call)
+        if isinstance(features, SparseRows):
+            seen = [features.matrix.data, features.matrix.indices]
+        else:
+            seen = [as_numpy(features)]
+        return seen if output is None else [*seen, output]
 
     def differentiated(self, inputs: Any) -> DifferentiatedLoss:
         """Return the loss and everything after the layer, differentiated by the framework.

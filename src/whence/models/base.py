@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, astype, check_finite, like, namespace
-from whence.data.base import Batch, Dataset, leaves, open_dataset, take_rows
+from whence.data.base import Batch, Dataset, leaves, map_leaves, open_dataset, take_rows
 from whence.data.form import BatchForm
 from whence.engine.base import as_engine
 from whence.index import Index, StoredIndex
@@ -30,6 +31,7 @@ from whence.models.sequence import (
     position_targets,
     position_weights,
 )
+from whence.models.state import Digests, Watch
 from whence.models.tail import decide_loss
 
 __all__ = ["InfluenceModel"]
@@ -139,6 +141,10 @@ class InfluenceModel:
         self._loss_was_assumed = False
         #: Rows on which the loss was tried, until that has settled how it depends on them; then None.
         self._tried: tuple[np.ndarray, np.ndarray] | None = (np.zeros(0), np.zeros(0))
+        #: Digests of all that shapes features and output.
+        self.digests = Digests(adapter.state)
+        #: Two samples of the first batch, to see later what the model makes of them.
+        self.kept_rows: Any = None
         self._n_samples: int | None = None  # known once a training set is indexed
         self._implied_l2 = 0.0  # the same
 
@@ -374,8 +380,35 @@ class InfluenceModel:
         """Return a text that changes with the layer's weights, its name and the loss."""
         return hashlib.blake2b(json.dumps(self.identity()).encode(), digest_size=16).hexdigest()
 
+    def state(self) -> dict[str, str]:
+        """Return digests of all that shapes features and output, by name."""
+        return self.digests()
+
+    def watch(self, before: dict[str, str] | None = None) -> Watch:
+        """Return who sees whether the model stays what it is, or was ``before``; see :meth:`state`."""
+        return Watch(self, before)
+
+    def probe(self, rows: Any) -> list[np.ndarray]:
+        """Return what the model makes of samples, to see later whether it still does."""
+        return self._adapter.probe(*map_leaves(copy.copy, rows))  # copies, which some steps write into
+
+    @property
+    def probe_tolerance(self) -> float:
+        """How far two passes of the same samples may differ, relative to the largest number."""
+        return self._adapter.probe_tolerance
+
+    def short_identity(self) -> str:
+        """Return a text that changes with the layer, where :meth:`state` does not hold its weights."""
+        if self._adapter.state():
+            return ""
+        return json.dumps(self._identity_of_layer())
+
     def identity(self) -> dict[str, Any]:
-        """Return what stored features belong to: the layer, a digest of its weights, and the loss."""
+        """Return what stored features belong to: the layer, digests of the weights, and the loss."""
+        state = self.digests.portable()
+        return self._identity_of_layer() | ({"state": state} if state else {})
+
+    def _identity_of_layer(self) -> dict[str, Any]:
         weights = self._adapter.weights()
         theta = weights.theta()
         digest = hashlib.blake2b(np.ascontiguousarray(theta).tobytes(), digest_size=16)
@@ -443,6 +476,9 @@ class InfluenceModel:
             self._loss = decide_loss(self._adapter, given.call, phi, self._loss_was_assumed)
             if isinstance(self._loss, DifferentiatedLoss):
                 self._loss.remember(self.pickled, take_rows(given.call, slice(0, 8)))
+        if self.kept_rows is None:  # copies: the batch may be filled anew
+            kept = take_rows((batch.inputs, batch.labels), slice(0, 2))
+            self.kept_rows = map_leaves(copy.copy, kept)
         positions = tuple(int(size) for size in phi.shape[1:-1])
         if positions:
             phi = flat_positions(phi, len(positions))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -32,6 +32,7 @@ from whence.models.keras.own_loss import (
     tell_own_loss,
 )
 from whence.models.keras.tail import KerasTail, Template, intercepted
+from whence.models.state import Part
 
 __all__ = ["KerasAdapter"]
 
@@ -103,6 +104,19 @@ class KerasAdapter(Adapter):
             _l2_curvature(self._keras, layer.kernel_regularizer, layer.kernel.shape),
             _l2_curvature(self._keras, layer.bias_regularizer, layer.bias.shape) if layer.use_bias else 0.0,
         )
+
+    def state(self) -> Mapping[str, Part]:
+        """Return the values of all weights that the model saves, numbered: names change from run to run."""
+        parts = {"regularisers": Part(self._regularisers)}
+        for number, variable in enumerate(self._model.weights):
+            parts[f"{number} {variable.name}"] = self._backend.part(variable)
+        return parts
+
+    def _regularisers(self) -> np.ndarray:
+        layer = self._layer
+        pairs = [(layer.kernel_regularizer, layer.kernel), (layer.bias_regularizer, layer.bias)]
+        given = [(kind, part.shape) for kind, part in pairs if part is not None]
+        return np.asarray([_l2_curvature(self._keras, kind, shape) for kind, shape in given])
 
     def loss_spec(self) -> LossSpec:
         """Return the loss given, or the one that the model was compiled with for the layer's output.

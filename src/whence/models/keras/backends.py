@@ -11,12 +11,13 @@ from whence._errors import WhenceError
 from whence.arrays.base import as_numpy, import_extra
 from whence.data.base import map_leaves
 from whence.models.differentiated import Derivatives
+from whence.models.state import Part
 
 __all__ = ["Backend", "backend_of"]
 
 
 class Backend(NamedTuple):
-    """Three things that each backend does its own way.
+    """What each backend does its own way.
 
     Attributes
     ----------
@@ -26,11 +27,14 @@ class Backend(NamedTuple):
         ``derivatives(loss, described)`` differentiates ``loss(u, y, precision)``.
     output : callable
         ``output(function, n_outputs)`` compiles ``function(u, precision)``, from and to NumPy arrays.
+    part : callable
+        ``part(variable)`` is a variable as what a model computes with, and what tells that it was changed.
     """
 
     forward: Callable[[Callable[[Any], Any]], Callable[[Any], Any]]
     derivatives: Callable[[Callable[..., Any], str], Derivatives]
     output: Callable[[Callable[..., Any], int], Callable[[Any], np.ndarray]]
+    part: Callable[[Any], Part]
 
 
 def backend_of(keras: Any, model: Any) -> Backend:
@@ -45,7 +49,7 @@ def backend_of(keras: Any, model: Any) -> Backend:
     if name == "tensorflow":
         from whence.models.keras.tensorflow import CompiledForward, TensorFlowDerivatives, compiled_output
 
-        return Backend(CompiledForward, TensorFlowDerivatives, compiled_output)
+        return Backend(CompiledForward, TensorFlowDerivatives, compiled_output, _unmarked)
     if name == "jax":
         from whence.models.keras.jax import JaxDerivatives, JaxForward, jax_output
 
@@ -56,9 +60,11 @@ def backend_of(keras: Any, model: Any) -> Backend:
             lambda function: JaxForward(function, variables),
             lambda loss, described: JaxDerivatives(loss, described, variables),
             lambda function, n_outputs: jax_output(function, variables),
+            _immutable,
         )
     if name == "torch":
         from whence.models.torch.derivatives import TorchDerivatives, torch_output
+        from whence.models.torch.module import tensor_part
 
         torch = import_extra("torch", "torch")
         device = model.variables[0].value.device
@@ -66,6 +72,7 @@ def backend_of(keras: Any, model: Any) -> Backend:
             lambda function: lambda inputs: torch.no_grad()(function)(map_leaves(as_numpy, inputs)),
             lambda loss, described: TorchDerivatives(loss, described, device),
             lambda function, n_outputs: torch_output(function, device),
+            lambda variable: tensor_part(variable.value, may_count=True) or _unmarked(variable),
         )
     raise WhenceError(
         "Keras's backend",
@@ -73,3 +80,14 @@ def backend_of(keras: Any, model: Any) -> Backend:
         name,
         "Set KERAS_BACKEND before keras is imported.",
     )
+
+
+def _unmarked(variable: Any) -> Part:
+    """Return a variable that is written in place, and that nothing but its value tells about."""
+    return Part(lambda: as_numpy(variable.value), may_count="int" in str(variable.dtype))
+
+
+def _immutable(variable: Any) -> Part:
+    """Return a variable whose value is replaced when it changes, and never written to."""
+    value = variable.value
+    return Part(lambda: value, id(value), is_settled=True, may_count="int" in str(variable.dtype))

@@ -23,7 +23,7 @@ batch is not counted. One classifier a class against the rest has its own ``|w|^
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ from whence.models.sklearn.estimators import (
     refuse,
     split_pipeline,
 )
+from whence.models.sklearn.fitted import fitted_parts
+from whence.models.state import Part
 
 __all__ = ["LinearAdapter", "open_sklearn"]
 
@@ -166,6 +168,11 @@ class LinearAdapter(EstimatorAdapter):
         kernel = np.atleast_2d(kernel).T
         bias = np.broadcast_to(np.asarray(model.intercept_, dtype=np.float64), (kernel.shape[1],))
         return Weights(kernel, bias if model.fit_intercept else None, **self._strengths)
+
+    def state(self) -> Mapping[str, Part]:
+        """Return the steps before the model, and its own weights."""
+        names = ("coefs_", "intercepts_", "coef_", "intercept_", "activation")
+        return {**super().state(), **{n: p for n, p in fitted_parts(self._model).items() if n in names}}
 
     def features(self, inputs: Any) -> Array:
         """Return the input of the last layer: that of a linear model itself."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from whence.layers.losses import BinaryCrossEntropy, Loss
 from whence.layers.names import loss_named, losses_of
 from whence.models.adapter import Adapter, LossSpec
 from whence.models.sklearn.class_weights import Counted
+from whence.models.sklearn.fitted import fitted_parts
+from whence.models.state import Part
 
 __all__ = [
     "EstimatorAdapter",
@@ -59,6 +61,15 @@ class Pipe:
         if not self._pipelines:
             self.columns = None if names is None else list(names)
             self._spelled = spelled
+
+    def state(self) -> dict[str, Part]:
+        """Return the fitted attributes of all steps before the last."""
+        return {
+            name: part
+            for pipeline in self._pipelines
+            for step, estimator in pipeline.steps[:-1]
+            for name, part in fitted_parts(estimator, step).items()
+        }
 
     def __call__(self, inputs: Any) -> Any:
         """Return what the last step is given."""
@@ -132,6 +143,12 @@ class EstimatorAdapter(Adapter):
         self._one_against_rest = one_against_rest
         self._by_class = by_class
         self._found_by_class: np.ndarray | None = None
+
+    #: Nothing is drawn or computed in another order from one pass to the next.
+    probe_tolerance = 1e-6
+
+    def state(self) -> Mapping[str, Part]:
+        return self._pipe.state()
 
     def with_layer(self, layer: int | str) -> Adapter:
         if layer in (-1, 0, self.layer_name):

@@ -50,6 +50,7 @@ class LightGBMAdapter(TreeAdapter):
         if is_wrapper and not model.__sklearn_is_fitted__():
             raise unfitted(model)
         self._booster = booster = model.booster_ if is_wrapper else model
+        self._n_trees = booster.num_trees()
         text = booster.model_to_string()
         parameters = dict(re.findall(r"^\[(\w+): (.*)\]$", text, flags=re.MULTILINE))
         _refuse_unknown(model, text, parameters)
@@ -84,6 +85,10 @@ class LightGBMAdapter(TreeAdapter):
             l2_of_sum=on_leaves(l2, loss, n_outputs, against_rest),
             l1_of_sum=on_leaves(l1, loss, n_outputs, against_rest),
         )
+
+    def _is_current(self) -> bool:
+        own = self._model.booster_ if hasattr(self._model, "booster_") else self._model
+        return own is self._booster and own.num_trees() == self._n_trees
 
     def _reached(self, x: Any) -> np.ndarray:
         reached = np.asarray(self._booster.predict(x, pred_leaf=True))

@@ -175,6 +175,15 @@ class TreeAdapter(EstimatorAdapter):
             was_held_back=self._was_held_back,
         )
 
+    def probe(self, inputs: Any, labels: Any) -> list[np.ndarray]:
+        """Return the library's own margins too: those of all the trees that there are now."""
+        margins = self._margin(self._pipe(inputs)) if self._is_current() else np.empty(0)
+        return [*super().probe(inputs, labels), margins]
+
+    def _is_current(self) -> bool:
+        """Whether the trees that were read are still those of the user's model."""
+        return True
+
     def features(self, inputs: Any) -> Array:
         """Return leaf indicators ``(n, leaves)``, sparse: one a tree, unless L1 holds a leaf at 0."""
         x = self._pipe(inputs)

@@ -52,6 +52,7 @@ class XGBoostAdapter(TreeAdapter):
         if is_wrapper and not model.__sklearn_is_fitted__():
             raise unfitted(model)
         self._booster = booster = model.get_booster() if is_wrapper else model
+        self._n_rounds = booster.num_boosted_rounds()
         best = getattr(model, "best_iteration", None) if is_wrapper and _has_best(booster) else None
         self._range = (0, 0 if best is None else int(best) + 1)
         if not is_wrapper:
@@ -85,6 +86,10 @@ class XGBoostAdapter(TreeAdapter):
             l1_of_sum=on_leaves(l1, loss, n_outputs, False),
             precision=np.float32,
         )
+
+    def _is_current(self) -> bool:
+        own = self._model.get_booster() if hasattr(self._model, "get_booster") else self._model
+        return own is self._booster and own.num_boosted_rounds() == self._n_rounds
 
     def _any_row(self) -> Any:
         return np.full((1, self._n_features_in), np.nan)

@@ -13,15 +13,17 @@ from whence.arrays.base import Array, as_numpy, check_number, import_extra
 from whence.data.base import leaves, take_rows
 from whence.models.adapter import Adapter, LossSpec, Reading, Weights, register_adapter
 from whence.models.differentiated import DifferentiatedLoss, identity_of
+from whence.models.state import Part
 from whence.models.torch.calls import Caller, Watched
 from whence.models.torch.derivatives import TorchDerivatives, torch_output
 from whence.models.torch.form import Form, checked_weights, form_of, spread, stands_for_units
 from whence.models.torch.hooks import HookedLoss
 from whence.models.torch.layers import Dense, calls_in_order, dense_layers, used_behind
 from whence.models.torch.losses import check_callable, read_loss
-from whence.models.torch.module import check_device, device_named, exclusive, takes, unwrapped
+from whence.models.torch.module import check_device, device_named, takes, tensor_part, unwrapped
 from whence.models.torch.own import CalledLoss, own_loss
-from whence.models.torch.tail import TorchTail, inference, repeated
+from whence.models.torch.replica import inference, try_replica
+from whence.models.torch.tail import TorchTail, repeated
 
 __all__ = ["TorchAdapter"]
 
@@ -140,6 +142,18 @@ class TorchAdapter(Adapter):
         layer = self._chosen_layer()
         return Weights(layer.kernel().T, layer.bias(), self._weight_decay, self._weight_decay)
 
+    def state(self) -> Mapping[str, Part]:
+        """Return all parameters and buffers that are saved with the module."""
+        parts: dict[str, Part | None] = {}
+        for prefix, module in self._model.named_modules():
+            for name, tensor in module.named_parameters(recurse=False):
+                parts[f"{prefix}.{name}".lstrip(".")] = tensor_part(tensor)
+            for name, tensor in module.named_buffers(recurse=False):
+                # How many batches training has seen plays no part; what is not saved is made by use.
+                if name != "num_batches_tracked" and name not in module._non_persistent_buffers_set:
+                    parts[f"{prefix}.{name}".lstrip(".")] = tensor_part(tensor, may_count=True)
+        return {name: part for name, part in parts.items() if part is not None}
+
     def _chosen_layer(self) -> Dense:
         if self._layer is None and len(self._dense) == 1 and self._start_layer in (0, -1):
             self._choose(next(iter(self._dense)))
@@ -174,7 +188,7 @@ class TorchAdapter(Adapter):
 
     def _choose_by_calls(self, batch: Any) -> None:
         """Give the linear layers numbers in the order in which a forward pass calls them."""
-        order = calls_in_order(self._model, self._dense, lambda: self._run(batch))
+        order = calls_in_order(self._torch, self._model, self._dense, lambda: self._run(batch))
         wanted = int(self._start_layer)
         if not -len(order) <= wanted < len(order):
             raise WhenceError(
@@ -299,6 +313,7 @@ class TorchAdapter(Adapter):
         n = int(leaves(batch)[0].shape[0])
         # Some rows, three at least: models that squeeze their output lose the batch's axis with one.
         batch = take_rows(batch, np.arange(max(3, min(TRIED_ROWS, n))) % n)
+        try_replica(self._torch, self._model, lambda: self._caller(batch))
         if self._layer is None:
             self._choose_by_calls(batch)
         layer = self._chosen_layer()
@@ -397,8 +412,9 @@ class TorchAdapter(Adapter):
         layer, torch = self._dense[name], self._torch
         tail = TorchTail(torch, self._model, layer, self._caller, Form(()))
         seen: list[Any] = []
-        with exclusive(self._model):
-            hook = layer.module.register_forward_hook(lambda *parts: seen.append(parts[2].detach()))
+        with inference(torch, self._model) as running:
+            note = running[layer.module].register_forward_hook
+            hook = note(lambda *parts: seen.append(parts[2].detach()))
             try:
                 plain = self._caller.output(self._run(batch).result)
             finally:
@@ -461,10 +477,10 @@ class TorchAdapter(Adapter):
             given.append(result.detach().requires_grad_())
             return given[-1]
 
-        with exclusive(self._model), ExitStack() as hooks:  # a hook sees what other threads call, too
-            handle = layer.module.register_forward_pre_hook(before, with_kwargs=True)
-            hooks.callback(handle.remove)
-            hooks.callback(layer.module.register_forward_hook(after).remove)
+        with inference(torch, self._model) as running, ExitStack() as hooks:
+            module = running[layer.module]
+            hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(after).remove)
             watched = self._run(batch)
         if len(seen) != 1:
             raise WhenceError(
@@ -485,8 +501,9 @@ class TorchAdapter(Adapter):
         seen: list[Any] = []
         layer = self._chosen_layer()
         self._record(batch)  # raises unless there is one call
-        with exclusive(self._model):
-            hook = layer.module.register_forward_hook(lambda *parts: seen.append(parts[2].detach()))
+        with inference(self._torch, self._model) as running:
+            note = running[layer.module].register_forward_hook
+            hook = note(lambda *parts: seen.append(parts[2].detach()))
             try:
                 self._run(batch)
             finally:

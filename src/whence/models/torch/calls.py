@@ -14,6 +14,7 @@ from whence.arrays.base import as_numpy
 from whence.data.base import leaves, map_leaves
 from whence.models.torch.losses import CLASS_OF_FUNCTION
 from whence.models.torch.module import takes, takes_any_keyword, takes_positions
+from whence.models.torch.replica import running
 
 __all__ = ["Caller", "LossCall", "Watched"]
 
@@ -96,11 +97,12 @@ class Caller:
 
     def __call__(self, batch: tuple[Any, Any], weights: dict[str, Any] | None = None) -> Watched:
         """Call the module, with other weights if some are given."""
-        model, names = self._model, dict(weights or {})
+        own = running(self._model)
+        model, names = own, dict(weights or {})
         args: tuple[Any, ...]
         kwargs: dict[str, Any]
         if self._forward is not None:
-            model = _Calling(self._torch, self._model, self._forward)
+            model = _Calling(self._torch, own, self._forward)
             names = {f"model.{name}": value for name, value in names.items()}
             args, kwargs = (self.as_given(batch),), {}
         else:

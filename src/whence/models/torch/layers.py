@@ -11,7 +11,7 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.arrays.base import as_numpy
-from whence.models.torch.module import exclusive
+from whence.models.torch.replica import inference
 
 __all__ = ["Dense", "calls_in_order", "dense_layers", "used_behind"]
 
@@ -91,13 +91,13 @@ def dense_layers(torch: Any, model: Any) -> dict[str, Dense]:
     return found
 
 
-def calls_in_order(model: Any, layers: dict[str, Dense], run: Callable[[], Any]) -> list[str]:
+def calls_in_order(torch: Any, model: Any, layers: dict[str, Dense], run: Callable[[], Any]) -> list[str]:
     """Return the names of the layers that a pass calls, in the order of their first calls."""
     called: dict[str, None] = {}
-    with exclusive(model), ExitStack() as hooks:
+    with inference(torch, model) as running, ExitStack() as hooks:
         for name, layer in layers.items():
-            hook = layer.module.register_forward_pre_hook(lambda *_, n=name: called.update({n: None}))
-            hooks.callback(hook.remove)
+            note = running[layer.module].register_forward_pre_hook
+            hooks.callback(note(lambda *_, n=name: called.update({n: None})).remove)
         run()
     return list(called)
 

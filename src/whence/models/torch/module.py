@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import threading
-import weakref
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 from whence._errors import WhenceError
+from whence.models.state import Part
 
 __all__ = [
     "check_device",
     "device_named",
-    "exclusive",
     "takes",
     "takes_any_keyword",
     "takes_positions",
+    "tensor_part",
     "unwrapped",
 ]
-
-
-#: One lock for each module, which several adapters and threads may run.
-_LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
-_GUARD = threading.Lock()
-
-
-def exclusive(model: Any) -> AbstractContextManager[Any]:
-    """Return the right to run a module whose mode and hooks are changed; one thread has it at a time."""
-    with _GUARD:
-        return _LOCKS.setdefault(model, threading.RLock())
 
 
 def unwrapped(model: Any) -> Any:
@@ -82,6 +69,22 @@ def check_device(torch: Any, model: Any, wanted: Any) -> Any:
         f"{device}, and a model on {found[0]}",
         f"Move the model: model.to({str(wanted)!r}).",
     )
+
+
+def tensor_part(tensor: Any, may_count: bool = False) -> Part | None:
+    """Return a tensor as what a model computes with; PyTorch counts most of the writes to it.
+
+    ``None`` for one that is not plain memory of its own, such as those that are made of several others.
+    """
+    try:
+        address = tensor.data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return None
+    if not address and tensor.numel():
+        return None
+    version = 0 if tensor.is_inference() else tensor._version
+    counts = may_count and not (tensor.is_floating_point() or tensor.is_complex())
+    return Part(tensor.detach, (id(tensor), address, version), may_count=counts)
 
 
 def takes(model: Any, name: str) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from whence.models.torch.calls import Caller, Watched
 from whence.models.torch.form import Form, spread
 from whence.models.torch.hooks import HookedLoss
 from whence.models.torch.layers import Dense
-from whence.models.torch.module import exclusive
 from whence.models.torch.own import CalledLoss, ComputedLoss
+from whence.models.torch.replica import inference
 
-__all__ = ["TorchTail", "inference", "repeated"]
+__all__ = ["TorchTail", "repeated"]
 
 
 class TorchTail:
@@ -69,8 +69,9 @@ class TorchTail:
     def run_with(self, batch: Any, u: Any, weights: dict[str, Any]) -> Watched:
         """Run the module as if the layer's output were ``u``, with other weights."""
         keeps_gradients = self._torch.is_grad_enabled()
-        with inference(self._torch, self._model), self._torch.set_grad_enabled(keeps_gradients):
-            hook = self._layer.module.register_forward_hook(lambda *_: u)
+        grad = self._torch.set_grad_enabled
+        with inference(self._torch, self._model) as running, grad(keeps_gradients):
+            hook = running[self._layer.module].register_forward_hook(lambda *_: u)
             try:
                 return self._caller(batch, weights)
             finally:
@@ -220,8 +221,8 @@ class TorchTail:
     def _modules_before(self, batch: Any) -> set[str]:
         """Return the names of modules that have done their work when the layer is called."""
         torch, events = self._torch, list[tuple[str, str]]()
-        with inference(torch, self._model), ExitStack() as hooks:
-            for name, module in self._model.named_modules():
+        with inference(torch, self._model) as running, ExitStack() as hooks:
+            for name, module in running.model.named_modules():
                 for register, kind in (
                     (module.register_forward_pre_hook, "in"),
                     (module.register_forward_hook, "out"),
@@ -229,30 +230,11 @@ class TorchTail:
                     hook = register(lambda *_, event=(kind, name): events.append(event))
                     hooks.callback(hook.remove)
             self._caller(batch)
-        names = {id(module): name for name, module in self._model.named_modules()}
-        at = events.index(("in", names[id(self._layer.module)]))
+            names = {id(module): name for name, module in running.model.named_modules()}
+            own = names[id(running[self._layer.module])]
+        at = events.index(("in", own))
         done = {name for kind, name in events[:at] if kind == "out"}
         return done - {name for _, name in events[at:]}
-
-
-@contextmanager
-def inference(torch: Any, model: Any) -> Iterator[None]:
-    """Switch a model to eval mode without gradients or compilation, and back; each module by itself.
-
-    One thread at a time: hooks that are set inside see its calls alone.
-    """
-    stance = getattr(torch.compiler, "set_stance", None)
-    eager: AbstractContextManager[Any] = nullcontext() if stance is None else stance("force_eager")
-    with exclusive(model):
-        modes = [(module, module.training) for module in model.modules()]
-        try:
-            for module, _ in modes:
-                module.training = False
-            with torch.no_grad(), eager:
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 def repeated(one: Any, n_rows: int) -> Any:
