@@ -1,10 +1,10 @@
 """PyTorch modules: any linear layer, any loss, any form of batch, and everything left as it was."""
 
-from types import itertools
+import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import SimpleNamespace
 from reference import Dense, LocalJacobianExpansion, softmax_cross_entropy
 from tolerances import SOLVE, assert_close
 
