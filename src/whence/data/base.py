@@ -37,6 +37,14 @@ ARRAY_BATCH_ROWS = 256
 LOOKED_AT = 64
 
 
+#: Tensors of TensorFlow that are no arrays, and what to do about them.
+UNEVEN = {
+    "RaggedTensor": "Batch samples of one length together, so that nothing is padded; or pad them for a "
+    "model that masks: dataset.map(lambda x, y: (x.to_tensor(), y)).",
+    "SparseTensor": "Make it dense: dataset.map(lambda x, y: (tf.sparse.to_dense(x), y)).",
+}
+
+
 class Batch(NamedTuple):
     """One batch, its leaves still arrays of the user's framework.
 
@@ -273,6 +281,8 @@ class Dataset(ABC):
         )
 
     def _check_batched(self, batch: Batch) -> None:
+        if not leaves(batch.inputs):
+            raise WhenceError(batch.where, "inputs", "None", "Give what the model takes with every batch.")
         parts = leaves((batch.inputs, batch.labels, batch.weight, batch.ids))
         shapes = [tuple(getattr(leaf, "shape", ())) for leaf in parts]
         lengths = {shape[0] if shape else None for shape in shapes}
@@ -283,6 +293,14 @@ class Dataset(ABC):
                 f"a {type(batch.labels).__name__} of {len(leaves(batch.labels))}",
                 "Explain one output of a model at a time. A tuple is taken as whole arrays (x, y): give "
                 "batches as a list.",
+            )
+        uneven = next((leaf for leaf in parts if type(leaf).__name__ in UNEVEN), None)
+        if uneven is not None:
+            raise WhenceError(
+                batch.where,
+                "arrays, whose rows have one length",
+                f"a {type(uneven).__name__}",
+                UNEVEN[type(uneven).__name__],
             )
         if batch.labels is None and self.labels_are_needed:
             raise WhenceError(batch.where, "labels", "None", "Give the labels with every batch.")

@@ -42,7 +42,17 @@ def open_table(table: Any, argument: str) -> TorchDataset:
     formatted = _formatted(table)
 
     def cut(rows: list[int]) -> dict[str, Any]:
-        return _columns(formatted[rows], argument)
+        try:
+            columns = formatted[rows]
+        except Exception as error:  # of a transform of the user's, or of datasets itself
+            raise WhenceError(
+                argument,
+                "a table whose columns can be arrays, and a transform that takes them",
+                f"rows {rows[0]} to {rows[-1]}, refused with {type(error).__name__}: {error}",
+                "Leave out rows with None in them: dataset.filter(...). Or leave out columns: "
+                "dataset.remove_columns(...).",
+            ) from error
+        return _columns(columns, argument)
 
     starts = range(0, len(table), ARRAY_BATCH_ROWS)
     batches = [list(range(i, min(i + ARRAY_BATCH_ROWS, len(table)))) for i in starts]

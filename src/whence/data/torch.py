@@ -32,6 +32,8 @@ KNOWN_LOADERS = ("torch.", "torchdata.", "accelerate.", "whence.")
 
 def _is_of_torch(dataset: Any) -> bool:
     data = sys.modules.get("torch.utils.data")  # not there unless the user has imported it
+    if any(base.__module__.startswith("datasets.") for base in type(dataset).__mro__):
+        return False  # a table that streams derives from both
     return data is not None and isinstance(dataset, data.DataLoader | data.Dataset)
 
 

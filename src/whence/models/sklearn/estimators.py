@@ -183,6 +183,9 @@ class EstimatorAdapter(Adapter):
             )
         if given.dtype.kind == "f":
             check_finite(given, "labels", where, "Clean or drop the samples.")
+        if given.dtype == object and any(label is None for label in given):
+            fix = "Leave out the samples without a label."
+            raise WhenceError(f"labels in {where}", "a class of each sample", "None", fix)
         names = self._classes
         order = np.argsort(names)
         try:
