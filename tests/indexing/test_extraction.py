@@ -94,6 +94,40 @@ def test_an_index_without_some_samples_is_not_made_again(model, tmp_path):
     assert again.skipped == first.skipped
 
 
+def test_what_was_left_out_is_tried_again(model, tmp_path):
+    folder = tmp_path / "index"
+    skipped(model, (with_nan(7, 250), Y), folder, 2)
+
+    def method(x):
+        return whence.RepresenterPointLJE(
+            model, (x, Y), whence.ExactIHVPFactory(), index_path=folder, on_error="skip", progress=False
+        )
+
+    with pytest.warns(UserWarning, match="2 of 300"):
+        method(with_nan(7, 250))  # with coefficients beside
+    with pytest.warns(UserWarning, match="1 of 300"):
+        lje = method(with_nan(250))
+    np.testing.assert_array_equal(lje.index.ids, np.delete(np.arange(300), 250))
+    assert [entry["row"] for entry in lje.index.skipped] == [250]
+    whole = method(X)
+    assert whole.index.skipped == []
+    plain = whence.RepresenterPointLJE(model, (X, Y), whence.ExactIHVPFactory(), progress=False)
+    np.testing.assert_array_equal(whole.influences((X[:3], Y[:3])), plain.influences((X[:3], Y[:3])))
+    other = X.copy()
+    other[8] += 1  # of the shard that is made again
+    skipped(model, (with_nan(7), Y), tmp_path / "second", 1)
+    with pytest.raises(whence.WhenceError, match="other samples, at sample"):
+        model.index((other, Y), path=tmp_path / "second", on_error="skip", progress=False)
+
+
+def test_a_batch_that_can_be_read_again_is(model, tmp_path):
+    skipped(model, Corrupt(), tmp_path / "index", 16)
+    mended = Corrupt()
+    mended.bad = -1
+    index = model.index(mended, path=tmp_path / "index", on_error="skip", progress=False)
+    np.testing.assert_array_equal(features(index), X)
+
+
 def test_other_samples_are_refused_all_the_same(model, tmp_path):
     skipped(model, (with_nan(7), Y), tmp_path / "index", 1)
     other = with_nan(7)

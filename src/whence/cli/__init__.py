@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         3: an error that should not be. 130: stopped by Ctrl-C.
     """
     settings = {"debug": False}
+    if hasattr(sys.stdout, "reconfigure"):  # letters that its encoding lacks are written as escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:

@@ -192,6 +192,15 @@ def _check(samples: Samples, path: Path, argument: str, labels_are_needed: bool)
                 f"{len(missing)} missing, first in row {missing[0]}",
                 "Leave these samples out.",
             )
+    if samples.ids is not None and samples.ids.dtype.kind == "O":
+        missing = [row for row, name in enumerate(samples.ids) if _is_missing(name)]
+        if missing:
+            raise WhenceError(
+                f"--id {samples.reading.id or 'index'}",
+                "an id for every sample",
+                f"{len(missing)} missing, first in row {missing[0]}",
+                "Fill them in, or name another column.",
+            )
     if samples.ids is not None and len(np.unique(samples.ids.astype(str))) < len(samples.ids):
         raise WhenceError(
             f"--id {samples.reading.id or 'index'}",

@@ -10,7 +10,7 @@ import numpy as np
 
 from whence._errors import WhenceError
 
-__all__ = ["Form", "is_text"]
+__all__ = ["Form", "are_padded", "is_text"]
 
 #: Names of pixel ranges, and what bytes are divided by and then lowered by.
 PIXELS = {"0..255": (1.0, 0.0), "0..1": (255.0, 0.0), "-1..1": (127.5, 1.0)}
@@ -109,6 +109,8 @@ class Form:
         if not is_text(raw):
             return self._real(raw.astype(np.int64) if raw.dtype.kind == "b" else raw)
         names = [_name(one) for one in raw.ravel()]
+        if are_padded(raw) and not set(names) <= set(self.classes or ()):  # numbers after all
+            return np.asarray([int(name) for name in names]).reshape(raw.shape)
         if self.classes is None:
             raise WhenceError(
                 where,
@@ -128,6 +130,19 @@ class Form:
             )
         dtype = object if any(isinstance(value, str) for value in values) else None
         return np.asarray([taken[name] for name in names], dtype=dtype).reshape(raw.shape)
+
+
+def are_padded(labels: np.ndarray) -> bool:
+    """Return whether labels are texts of digits, with zeros in front: names such as 007, or numbers.
+
+    Examples
+    --------
+    >>> are_padded(np.asarray(["007", "010"])), are_padded(np.asarray(["7", "10"]))
+    (True, False)
+    """
+    names = [_name(one) for one in labels.ravel()] if is_text(labels) else []
+    are_digits = bool(names) and all(name.isascii() and name.isdigit() for name in names)
+    return are_digits and any(name != str(int(name)) for name in names)
 
 
 def is_text(labels: np.ndarray) -> bool:

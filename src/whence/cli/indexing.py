@@ -12,7 +12,7 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.attribution import RepresenterPointLJE
 from whence.cli.data import Batches, Reading, Samples, check_path, read_samples
-from whence.cli.forms import Form, is_text
+from whence.cli.forms import Form, are_padded, is_text
 from whence.cli.models import ModelSpec, OpenedModel, code_of, open_model
 from whence.cli.record import Record, check_record, write_record
 from whence.data.base import Batch
@@ -178,7 +178,8 @@ def _with_classes(form: Form, samples: Samples, given: list[str] | None, opened:
     inputs = form.inputs(samples.source.take(np.arange(min(8, len(samples)))), samples.source.are_images)
     opened.wrapped.features(Batch(inputs, None, None, 0, "DATA"))  # which decides about layer and loss
     identity, loss = opened.wrapped.identity(), opened.wrapped.loss
-    text = is_text(samples.labels)
+    named = given is not None or form.classes is not None
+    text = is_text(samples.labels) and (named or not are_padded(samples.labels))
     if text and not loss.is_classification:
         raise WhenceError(
             "--label",

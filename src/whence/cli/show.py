@@ -254,10 +254,12 @@ def print_demo(result: Any) -> None:
         table.add_row(name, *(f"{n} ({n / result.n_wrong:.0%})" for n in result.found[score]))
     terminal.line()
     terminal.table(table)
+    terminal.line()
     terminal.line(
-        f"\nTest accuracy {result.n_right / result.n_test:.1%}. The values of all training images add up, "
+        f"Test accuracy {result.n_right / result.n_test:.1%}. The values of all training images add up, "
         f"to within {gaps.largest_sum_gap:.0e}, to what the last layer predicts after one Newton step. "
         f"That is {gaps.mean_gap:.2f} away from what the model predicts, which is "
         f"{gaps.mean_prediction:.2f} (averages over {result.n_test} test images, before the softmax)."
     )
-    terminal.line(f"\nReport, after {result.seconds:.0f} s: {result.path.resolve()}", wrap=False)
+    terminal.line()
+    terminal.line(f"Report, after {result.seconds:.0f} s: {result.path.resolve()}", wrap=False)

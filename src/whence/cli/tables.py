@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,31 @@ SUFFIXES = (".npz", ".csv", ".parquet")
 
 #: Where labels are looked for when nobody says where they are.
 LABEL_NAMES = ("label", "labels", "y", "target", "class")
+#: What stands for a missing number, of those that pandas takes for one.
+MISSING = frozenset(
+    (
+        "",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+    )
+)
+NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 #: Where the inputs are looked for in an ``.npz`` of more arrays.
 INPUT_NAMES = ("x", "X")
 
@@ -138,6 +164,11 @@ def read_table(
     return _read_frame(path, reading, columns, where, remembered)
 
 
+def _label_among(there: Sequence[str]) -> str | None:
+    """Return the column of labels that is taken where nobody says which."""
+    return next((name for name in LABEL_NAMES if name in there), None)
+
+
 def _pick(given: str | None, there: Sequence[str], option: str, path: Path) -> str | None:
     """Return the name that was given, checked against what is there."""
     if given is None or given in there:
@@ -227,7 +258,7 @@ def _input_arrays(reading: Reading, there: list[str], path: Path) -> list[str]:
 def _read_frame(
     path: Path, reading: Reading, columns: list[str] | None, where: str, remembered: frozenset[str]
 ) -> Rows:
-    frame, ids = _frame_in(path, where)
+    frame, ids = _frame_in(path, where, reading)
     there = list(frame.columns)
     reading = _places(reading, there, path, remembered)
     inputs = reading.inputs
@@ -255,17 +286,70 @@ def _read_frame(
     return Rows(Table(frame[inputs]), found, label, weight, ids if named is None else named)
 
 
-def _frame_in(path: Path, where: str) -> tuple[Any, np.ndarray | None]:
+def _frame_in(path: Path, where: str, reading: Reading) -> tuple[Any, np.ndarray | None]:
     """Return a table with texts for column names, and the names of its rows if it holds some."""
     pandas = import_extra("pandas", "cli")
     kind = path.suffix.lower().lstrip(".")
     if kind == "parquet":
         import_extra("pyarrow", "parquet")
     try:
-        frame = pandas.read_csv(path) if kind == "csv" else pandas.read_parquet(path)
+        frame = _read_csv(pandas, path, reading) if kind == "csv" else pandas.read_parquet(path)
     except Exception as error:  # pandas and pyarrow have an error of their own for each kind of damage
         got = f"one that cannot be read ({type(error).__name__}: {error})"
         raise WhenceError(where, f"a {kind} file", got, "Check the file, or save it again.") from error
     has_names = kind == "parquet" and not isinstance(frame.index, pandas.RangeIndex)
     frame.columns = [str(name) for name in frame.columns]
     return frame, np.asarray(frame.index) if has_names else None
+
+
+def _read_csv(pandas: Any, path: Path, reading: Reading) -> Any:
+    """Return a CSV file as a frame; ids and labels are what stands there, such as 007 and NA."""
+    there = pandas.read_csv(path, nrows=0).columns
+    label = reading.label if reading.label is not None else _label_among([str(name) for name in there])
+    as_texts = [name for name in there if str(name) in (label, reading.id)]
+    frame = pandas.read_csv(path)
+    if as_texts:
+        texts = pandas.read_csv(
+            path, usecols=lambda name: name in as_texts, dtype=str, keep_default_na=False
+        )
+        for name in as_texts:
+            frame[name] = plain_column(texts[name].tolist(), are_labels=str(name) == label)
+    return frame
+
+
+def plain_column(texts: list[str], are_labels: bool) -> np.ndarray:
+    """Return a column of labels or ids as numbers if they are written like such, else as the texts.
+
+    Examples
+    --------
+    >>> plain_column(["7", "10"], False), plain_column(["007", "010"], False).tolist()
+    (array([ 7, 10]), ['007', '010'])
+    >>> plain_column(["NA", "NZ"], True).tolist(), plain_column(["0.5", "NA"], True).tolist()
+    (['NA', 'NZ'], [0.5, nan])
+    """
+    if are_labels:
+        texts = [text.strip() for text in texts]
+        present = [text for text in texts if text not in MISSING]
+        values = {"true": True, "false": False}
+        if present and all(text.lower() in values for text in texts):
+            return np.asarray([values[text.lower()] for text in texts])
+        if present and all(map(_is_number, present)):
+            if len(present) == len(texts) and all(map(_is_integer, texts)):
+                return np.asarray([int(text) for text in texts])
+            return np.asarray([np.nan if text in MISSING else float(text) for text in texts])
+    elif all(map(_is_integer, texts)):
+        return np.asarray([int(text) for text in texts])
+    return np.asarray([text or None for text in texts], dtype=object)
+
+
+def _is_integer(text: str) -> bool:
+    """Return whether a text is an integer as integers are written, without zeros in front."""
+    digits = text.removeprefix("-")
+    return (
+        digits.isascii() and digits.isdigit() and (digits == "0" or digits[0] != "0") and len(digits) < 19
+    )
+
+
+def _is_number(text: str) -> bool:
+    """Return whether a text is a number as numbers are written, without zeros in front."""
+    return NUMBER.fullmatch(text) is not None

@@ -42,7 +42,7 @@ class Terminal:
 
     def _fitting(self, text: str) -> str:
         encoding = self._console.encoding
-        shown = visible(text, "\n")
+        shown = visible(text)
         if _fits(shown, encoding):
             return shown
         plain = RAISED.sub(lambda found: "^" + found[0].translate(LOWERED), shown.translate(PLAIN))

@@ -19,6 +19,7 @@ from whence.arrays.sparse import SparseRows
 from whence.index.base import Index, check_ids
 from whence.index.files import Lock, open_array, write_array, write_json
 from whence.index.layout import arrays_of
+from whence.index.methods import METHOD_FILE
 from whence.index.records import PLAN, SHARD, WHOLE, difference
 from whence.index.shard import Shard, check_feature_dtype, narrow, shard_rows
 from whence.index.store import (
@@ -212,6 +213,8 @@ class Writer(Index):
         if n_stored != self.n_seen:
             raise self._other_training_set(f"{n_stored} samples, where the training set has {self.n_seen}")
         names = check_ids(ids, self.n_seen)
+        if self._manifest is not None and self._manifest["n_samples"] != self.n_seen:
+            self._forget()
         stamp = None if self._manifest is None else self._manifest["ids"]
         if self._manifest is not None and names is not None:
             there = None if stamp is None else open_array(self.folder / stamp["file"], stamp)
@@ -229,6 +232,13 @@ class Writer(Index):
             self._write_manifest(stamp)
         self.close()
         return StoredIndex(self.folder, verify=False)
+
+    def _forget(self) -> None:
+        """Take back what was said of shards that hold other samples now, such as some once left out."""
+        for file in self.folder.glob(f"method-*/{METHOD_FILE}"):
+            file.unlink(missing_ok=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        self._manifest = None
 
     def close(self) -> None:
         """Let others build here."""

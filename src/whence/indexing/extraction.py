@@ -129,6 +129,7 @@ class Extraction:
             for number, record in share.records.items()
             if not damage(self._folder, record, thoroughly=True)
         }
+        older = {number: records.pop(number) for number in self._mended(share, records)}
         rows = self._plan["shard_rows"]
         buffers = {number: RowBuffer() for number in share.numbers}
         places: dict[int, list[int]] = {number: [] for number in share.numbers}
@@ -149,9 +150,10 @@ class Extraction:
                     start = max(row, number * rows)
                     stop = min(row + len(part.fingerprint), (number + 1) * rows)
                     places[number].extend(range(start, stop))
-                    if number in records:
-                        self._compare(records[number], part.fingerprint[start - row : stop - row], start)
-                    else:
+                    known = records.get(number) or older.get(number)
+                    if known is not None:
+                        self._compare(known, part.fingerprint[start - row : stop - row], start)
+                    if number not in records:
                         buffers[number].add(part.rows(start - row, stop - row))
             for row, reason in failed:
                 if row // rows in skipped:
@@ -161,6 +163,33 @@ class Extraction:
                 if ended and number not in records:
                     records[number] = self._write(number, buffers[number], skipped[number])
         return Filled(records, counts, ids)
+
+    def _mended(self, share: Share, records: dict[int, dict[str, Any]]) -> list[int]:
+        """Return the shards from which samples were left out that can be read now."""
+        rows = self._plan["shard_rows"]
+        gone = sorted(entry["row"] for record in records.values() for entry in record.get("skipped", []))
+        mended: set[int] = set()
+        for piece in self._pieces(share) if gone else ():
+            wanted = [row for row in gone if piece.row <= row < piece.row + piece.n_samples]
+            for row in wanted:
+                if row // rows not in mended and self._can_be_read(piece, row - piece.row):
+                    mended.add(row // rows)
+        return sorted(mended)
+
+    def _can_be_read(self, piece: Piece, place: int) -> bool:
+        if piece.error is not None:
+            return False
+        self._split.argument = piece.argument
+        try:
+            batch = self._split.batch(piece.element, piece.number)
+            one = slice(place, place + 1)
+            inputs, labels, weight = (take_rows(leaf, one) for leaf in batch[:3])
+            self._seen(Batch(inputs, labels, weight, batch.number, batch.argument))
+        except _OtherModelError:
+            raise
+        except Exception:  # as when it was left out, whatever it was
+            return False
+        return True
 
     def first(self, pieces: Iterable[Piece]) -> Shard:
         """Return what the layer sees of the first samples that can be read."""
