@@ -147,9 +147,9 @@ def test_the_home_folder(table, whence_, monkeypatch):
     monkeypatch.setenv("USERPROFILE", os.getcwd())
     os.mkdir("elsewhere")
     os.chdir("elsewhere")
-    done = whence_(
-        "explain", f"~/{index}", "~/train.csv", "--model", "~/model.joblib", "--report", "~/a.html"
-    )
+    given = [f"~/{index}", "~/train.csv", "--model", "~/model.joblib", "--report", "~/a.html"]
+    given = [f"~/{index}", "~/train.csv", "--model", "~/model.joblib", "--report", "~/a.html"]
+    done = whence_("explain", *given, "--trust-model")
     assert done.code == 0, done.err
     assert os.path.exists("../a.html")
     assert os.listdir() == []

@@ -5,14 +5,20 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Export"]
 
-#: What spreadsheets take for the start of a formula.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+#: Where a spreadsheet may begin a cell, and what it takes for the start of a formula there: at the
+#: beginning, and behind whatever separates cells. One that separates by semicolons cuts a field at these,
+#: quoted or not, and begins a line at each line break.
+FORMULA = re.compile(
+    r"(?:^|(?<=[;,|\n])|(?<=[^\s;,|]\t))(?=[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=\t)"
+)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 #: Tells spreadsheets that the text is UTF-8.
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -30,10 +36,10 @@ class Export:
 
     Examples
     --------
-    Texts that a spreadsheet would run get an apostrophe in front:
+    What a spreadsheet would run gets an apostrophe in front, also where it separates cells otherwise:
 
-    >>> Export("a.csv", ["id", "label"], [[7, "cat"], ["-1", "=1+1"]]).csv.split("\r\n")
-    ['\ufeffid,label', '7,cat', "-1,'=1+1", '']
+    >>> Export("a.csv", ["id", "label"], [[7, "cat"], ["-1", "=1+1"], [8, "a;=1+1"]]).csv.split("\r\n")
+    ['\ufeffid,label', '7,cat', "-1,'=1+1", "8,a;'=1+1", '']
     """
 
     file_name: str
@@ -61,12 +67,8 @@ def _harmless(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.replace("\r\n", "\n").replace("\r", "\n")
-    return "'" + text if text.startswith(FORMULA_STARTS) and not _is_number(text) else text
+    return text if _is_number(text) else FORMULA.sub("'", text)
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return NUMBER.fullmatch(text) is not None
