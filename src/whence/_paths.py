@@ -78,6 +78,13 @@ def explain_failures(folder: Path) -> Iterator[None]:
     """Turn the operating system's refusal to read or write into an error that says what to do."""
     try:
         yield
+    except NotImplementedError as error:
+        raise WhenceError(
+            f"path {str(folder)!r}",
+            "a path that can be read and written to",
+            f"one on a file system that cannot ({type(error).__name__})",
+            "Choose another path.",
+        ) from error
     except OSError as error:
         where = f"path {str(folder)!r}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

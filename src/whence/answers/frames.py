@@ -13,8 +13,19 @@ from whence._errors import WhenceError
 from whence._files import FileKind, check_file, replaced
 from whence.arrays.base import import_extra
 
-__all__ = ["by_method", "cells", "counted", "label_kind", "rows_named", "to_frame", "write_parquet"]
+__all__ = [
+    "by_method",
+    "cells",
+    "counted",
+    "is_named",
+    "label_kind",
+    "rows_named",
+    "to_frame",
+    "write_parquet",
+]
 
+#: How many characters of a key a message shows.
+LONGEST_KEY = 80
 #: How many ids a message names.
 NAMES_LISTED = 10
 #: The packages that a frame can be made with, and the extra that brings each.
@@ -29,7 +40,7 @@ def to_frame(columns: Mapping[str, Any], library: str) -> Any:
     >>> to_frame({"id": np.asarray([3, 1])}, "pandas")["id"].tolist()
     [3, 1]
     """
-    if library not in LIBRARIES:
+    if not isinstance(library, str) or library not in LIBRARIES:
         raise WhenceError("library", " or ".join(map(repr, LIBRARIES)), repr(library), "Choose one.")
     return import_extra(library, LIBRARIES[library]).DataFrame(dict(columns))
 
@@ -70,21 +81,41 @@ def rows_named(key: Any, names: np.ndarray, answer: str, noun: str) -> Any:
     """Return where the names are that ``key`` asks for: a slice, one of them, or a list of them."""
     if isinstance(key, slice):
         return key
-    wanted = list(key) if isinstance(key, list | np.ndarray) and np.ndim(key) else [key]
+    is_list = isinstance(key, list | np.ndarray) and np.ndim(key)
+    wanted = list(key) if is_list else [key]
+    if is_list and wanted and all(isinstance(one, bool | np.bool_) for one in wanted):
+        if len(wanted) == len(names):
+            return np.flatnonzero(wanted)
+        expected = f"{len(names)} truth values, one for each of {answer}"
+        raise WhenceError(f"{answer}[...]", expected, f"{len(wanted)}", "Pass ids, or a slice.")
     places: list[int] = []
     for one in wanted:
-        found = [place for place, name in enumerate(names) if name == one]
+        found = [place for place, name in enumerate(names) if is_named(name, one)]
         if not found:
             listed = ", ".join(str(name) for name in names[:NAMES_LISTED])
             more = f" and {len(names) - NAMES_LISTED:,} more" if len(names) > NAMES_LISTED else ""
             raise WhenceError(
-                f"{answer}[{one!r}]",
+                f"{answer}[{shortened(one)}]",
                 f"the id of {noun}",
                 "one that is not there",
                 f"The ids are {listed}{more}.",
             )
         places += found
     return np.asarray(places, dtype=np.intp)
+
+
+def is_named(name: Any, wanted: Any) -> bool:
+    """Return whether an id is the one that is wanted; a truth value is none, though it equals 0 or 1."""
+    if isinstance(wanted, bool | np.bool_) or np.ndim(wanted):
+        return False
+    same = name == wanted
+    return isinstance(same, bool | np.bool_) and bool(same)
+
+
+def shortened(thing: Any) -> str:
+    """Return what a message calls a key: a line of bounded length."""
+    text = " ".join(repr(thing).split())
+    return text if len(text) <= LONGEST_KEY else f"{text[:LONGEST_KEY]} …"
 
 
 def counted(number: int, noun: str) -> str:

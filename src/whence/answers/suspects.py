@@ -13,6 +13,7 @@ from whence.answers.frames import (
     by_method,
     cells,
     counted,
+    is_named,
     label_kind,
     rows_named,
     to_frame,
@@ -63,7 +64,7 @@ class Suspects:
         return (self[place : place + 1] for place in range(len(self)))
 
     def __contains__(self, sample_id: Any) -> bool:
-        return any(name == sample_id for name in self.ids)
+        return any(is_named(name, sample_id) for name in self.ids)
 
     def __repr__(self) -> str:
         return f"Suspects: {counted(len(self), 'label')} ranked by {self.score}{by_method(self.about)}"

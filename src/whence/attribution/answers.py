@@ -140,7 +140,7 @@ class Answers(Scorer):
         """
         self.index.check_named()
         score = self._default_score() if score is None else score
-        if score not in SCORES:
+        if not isinstance(score, str) or score not in SCORES:
             raise WhenceError("score", f"one of {', '.join(SCORES)}", repr(score), "Choose one.")
         wanted = None if k is None else check_k(k)
         self._check_model()

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence._errors import WhenceError, described
+from whence.answers.suspects import Suspects
 from whence.data.tables import plain_id
 from whence.report.labels import Wording
 from whence.report.names import visible
 from whence.report.numbers import number, percentage
 from whence.report.page import Card, Contribution, Fact, Page, Section, Side, Table
 from whence.report.pictures import Gallery
+from whence.report.samples import checked_samples, n_samples
 from whence.report.suspects import suspects_table
 from whence.report.tables import Comparison, is_tabular, neighbours_table
 
 if TYPE_CHECKING:  # the answers know how to save themselves: at run time this module knows nothing of them
     from whence.answers.explanation import Explanation
-    from whence.answers.suspects import Suspects
 
 __all__ = ["explanation_page", "how_to_read", "prediction_cards", "summary_of", "suspects_page"]
 
@@ -53,6 +54,8 @@ def prediction_cards(
         What a sample is called, in the singular.
     """
     wording = Wording.of(explanation, class_names)
+    samples = checked_samples(samples, "samples")
+    training_samples = checked_samples(training_samples, "training_samples")
     comparison = None
     if is_tabular(samples) and is_tabular(training_samples):
         comparison = Comparison(samples, training_samples, column_names=column_names)
@@ -185,6 +188,8 @@ def explanation_page(
     notes = [_completeness(explanation)] if sums else []
     sections = [Section("Predictions", [how_to_read(explanation)], cards, notes=notes)]
     if suspects is not None:
+        if not isinstance(suspects, Suspects):
+            raise WhenceError("suspects", "what suspects() returns", described(suspects), "Leave it out.")
         sections.append(_suspects_section(suspects_table(suspects, **shown), "Labels to look at first"))
     about = explanation.about
     return Page(title, [lead], _facts(explanation), sections, about, summary_of(about))
@@ -250,11 +255,11 @@ def _completeness(explanation: Explanation) -> str:
 
 def _check_count(samples: Any, explanation: Explanation) -> None:
     """Raise unless there is one sample for each prediction: they are shown in their order."""
-    count = len(samples) if hasattr(samples, "__len__") else None
+    count = n_samples(samples)
     if count != len(explanation):
         raise WhenceError(
             "samples",
             f"the {len(explanation)} explained samples, in their order",
-            described(samples) if count is None else f"{count} samples",
+            f"{count} samples",
             "Pass those that were given to explain, or a dict from id to sample.",
         )

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError, described
+from whence._errors import WhenceError
 from whence.report.names import plain_line, visible
 from whence.report.numbers import number
+from whence.report.samples import listed_names
 
 __all__ = ["SCORE_NAMES", "Wording", "label_text"]
 
@@ -55,13 +56,8 @@ class Wording:
     @classmethod
     def of(cls, answer: Any, class_names: Sequence[str] | None) -> Wording:
         """Return the words for an :class:`~whence.Explanation` or :class:`~whence.Suspects`."""
-        if class_names is not None and (
-            not hasattr(class_names, "__len__") or isinstance(class_names, str | bytes)
-        ):
-            raise WhenceError(
-                "class_names", "a name for every class", described(class_names), "Pass a list of texts."
-            )
-        return cls(answer.label_kind, class_names, answer.about.get("effect_on") == "loss")
+        names = None if class_names is None else listed_names(class_names, "class_names", "every class")
+        return cls(answer.label_kind, names, answer.about.get("effect_on") == "loss")
 
     def text(self, label: Any) -> str:
         """Return a label or prediction."""

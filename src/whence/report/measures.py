@@ -9,7 +9,7 @@ import numpy as np
 
 from whence.arrays.base import import_extra
 from whence.report.names import plain_line
-from whence.report.plots import LITERAL
+from whence.report.plots import LITERAL, check_axes
 
 __all__ = ["plot_agreement", "plot_detection", "plot_removal"]
 
@@ -110,5 +110,6 @@ def _axes(ax: Any) -> Any:
     if ax is None:
         pyplot = import_extra("matplotlib.pyplot", "report")
         _, ax = pyplot.subplots(figsize=(5, 4), layout="constrained")
+    check_axes(ax)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

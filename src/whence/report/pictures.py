@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,16 @@ import numpy as np
 from whence._errors import WhenceError, described
 from whence.arrays.base import as_numpy, import_extra
 from whence.data.tables import plain_id
-from whence.report.pixels import is_pillow, nothing_to_see, opened, pillow_pixels, span_of, to_pixels
+from whence.report.pixels import (
+    as_array,
+    is_pillow,
+    nothing_to_see,
+    opened,
+    pillow_pixels,
+    span_of,
+    to_pixels,
+)
+from whence.report.samples import checked_samples, n_samples
 
 __all__ = ["Gallery", "Picture", "picture_of"]
 
@@ -75,8 +84,8 @@ class Gallery:
     """
 
     def __init__(self, samples: Any, argument: str) -> None:
-        is_many = isinstance(samples, Mapping | Sequence) and not isinstance(samples, str | bytes)
-        self._samples = samples if is_many else _as_rows(samples, argument)
+        samples = checked_samples(samples, argument)
+        self._samples = as_numpy(samples) if hasattr(samples, "to_numpy") else samples
         self._argument = argument
         self._span: tuple[float, float] | None = None
         self._made: dict[tuple[Any, str], Picture] = {}  # a sample speaks for many predictions
@@ -106,9 +115,10 @@ class Gallery:
         sample = opened(self._sample(sample_id), self._argument)
         if is_pillow(sample):
             return pillow_pixels(sample, self._argument)
-        if isinstance(sample, str | bytes | Mapping) or as_numpy(sample).ndim < 2:
+        if isinstance(sample, str | bytes | Mapping):
             return None
-        return to_pixels(as_numpy(sample), self._argument, self.span)
+        array = as_array(sample, self._argument)
+        return None if array.ndim < 2 else to_pixels(array, self._argument, self.span)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -132,7 +142,7 @@ class Gallery:
             raise WhenceError(
                 self._argument,
                 f"a sample of id {name!r}",
-                f"{len(self._samples)} samples without it",
+                f"{n_samples(self._samples)} samples without it",
                 "Pass every sample in the order of the ids, or a dict from id to sample.",
             ) from None
 
@@ -167,7 +177,7 @@ def picture_of(
         return Picture("text", alt, text=cut)
     if isinstance(sample, Mapping):
         return Picture("row", alt, values=_entries(list(sample.items())))
-    array = as_numpy(sample)
+    array = as_array(sample, argument)
     if array.ndim == 0 and array.dtype.kind in "US":
         return picture_of(array.item(), alt, argument, largest_side, span)
     if array.ndim == 0 and array.dtype.kind == "O":  # None, or an object that no one can look at
@@ -181,14 +191,6 @@ def _image(pixels: np.ndarray, alt: str, largest_side: int) -> Picture:
     height, width = pixels.shape[:2]
     source = _data_uri(pixels, largest_side)
     return Picture("image", alt, source=source, sharp=max(height, width) <= LARGEST_SHARP_SIDE)
-
-
-def _as_rows(samples: Any, argument: str) -> Any:
-    """Return an array of samples as NumPy's; ``None`` stays ``None``."""
-    rows = None if samples is None else as_numpy(samples)
-    if rows is not None and rows.ndim == 0:
-        raise WhenceError(argument, "a sequence of samples", described(samples), "Pass all, in a list.")
-    return rows
 
 
 def _data_uri(pixels: np.ndarray, largest_side: int) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, described
 from whence.arrays.base import as_numpy, import_extra
 
-__all__ = ["is_pillow", "nothing_to_see", "opened", "pillow_pixels", "span_of", "to_pixels"]
+__all__ = ["as_array", "is_pillow", "nothing_to_see", "opened", "pillow_pixels", "span_of", "to_pixels"]
 
 #: How far beyond black and white a number may lie, in shares of white, as after interpolation.
 OVERSHOOT = 0.1
@@ -87,7 +86,16 @@ def pillow_pixels(image: Any, argument: str = "samples") -> np.ndarray:
 # ------------------------------------------------------------------------------------------ arrays
 
 
-def span_of(samples: Sequence[Any]) -> tuple[float, float]:
+def as_array(sample: Any, argument: str) -> np.ndarray:
+    """Return a sample as an array, or raise if it is nothing that a person could look at."""
+    try:
+        return as_numpy(sample)
+    except Exception as error:  # of parts that make no array, as in a pair of inputs and label
+        got = f"{described(sample)} ({type(error).__name__}: {error})"
+        raise nothing_to_see(argument, got) from error
+
+
+def span_of(samples: Any) -> tuple[float, float]:
     """Return the smallest and the largest finite number in some of the images among samples.
 
     One image does not tell whether 1 is white or all but black; many do.
@@ -98,7 +106,10 @@ def span_of(samples: Sequence[Any]) -> tuple[float, float]:
         sample = samples[place]
         if isinstance(sample, str | bytes | dict) or is_pillow(sample):
             continue
-        array = as_numpy(sample)
+        try:
+            array = as_numpy(sample)
+        except Exception:  # it is told when that sample is shown
+            continue
         if array.ndim < 2 or array.dtype.kind not in "iuf" or not array.size:
             continue
         ends = float(array.min()), float(array.max())

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, described
 from whence.arrays.base import check_number, import_extra
 from whence.report.labels import SCORE_NAMES, Wording
 from whence.report.names import plain_line, visible
 from whence.report.pictures import Gallery
+from whence.report.samples import checked_samples
 from whence.report.tables import Rows, is_tabular, shown
 
 if TYPE_CHECKING:
     from whence.answers.explanation import Explanation
     from whence.answers.suspects import Suspects
 
-__all__ = ["plot_cumulative", "plot_explanation", "plot_suspects"]
+__all__ = ["LITERAL", "check_axes", "plot_cumulative", "plot_explanation", "plot_suspects"]
 
 #: Blue and orange that stay apart for every kind of colour vision.
 FOR, AGAINST = "#1f6f8b", "#c8662b"
@@ -60,7 +61,7 @@ def plot_explanation(
     if ax is None:
         ax, beside, below = _panels(len(values), seen, explanation.decomposes_prediction)
     else:
-        beside = ax
+        beside = check_axes(ax)
     _bars(ax, values, names, [FOR if value >= 0 else AGAINST for value in values])
     ax.axvline(0, color="0.4", linewidth=0.8)
     ax.set_xlabel("contribution to the pre-activation" if explanation.decomposes_prediction else "score")
@@ -133,10 +134,18 @@ def plot_suspects(
     return ax
 
 
+def check_axes(ax: Any) -> Any:
+    """Return axes that were given, or raise if they are none."""
+    if hasattr(ax, "barh") and hasattr(ax, "set_yticks"):
+        return ax
+    fix = "Pass one of those that matplotlib.pyplot.subplots() returns, or leave it out."
+    raise WhenceError("ax", "Axes of matplotlib", described(ax), fix)
+
+
 def _axes(ax: Any, n_bars: int) -> Any:
     """Return axes to draw on, those given or those of a new figure."""
     if ax is not None:
-        return ax
+        return check_axes(ax)
     pyplot = import_extra("matplotlib.pyplot", "report")
     _, ax = pyplot.subplots(figsize=(7, FRAME + BAR * n_bars), layout="constrained")
     return ax
@@ -170,6 +179,7 @@ def _bars(ax: Any, values: np.ndarray, names: list[str], colors: list[str]) -> N
 
 def _seen(training_samples: Any, ids: np.ndarray) -> list[Any]:
     """Return what is seen of each sample: pixels, a text, or a row by name. Nothing if none were given."""
+    training_samples = checked_samples(training_samples, "training_samples")
     if training_samples is None:
         return []
     if is_tabular(training_samples):

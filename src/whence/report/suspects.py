@@ -12,6 +12,7 @@ from whence.report.names import visible
 from whence.report.numbers import number
 from whence.report.page import Cell, Column, Table
 from whence.report.pictures import Gallery, Picture, picture_of
+from whence.report.samples import checked_samples
 from whence.report.tables import Rows, is_tabular
 
 if TYPE_CHECKING:  # the answers know how to save themselves: at run time this module knows nothing of them
@@ -43,6 +44,7 @@ def suspects_table(
     k : int, optional
     """
     shown = len(suspects) if k is None else min(k, len(suspects))
+    training_samples = checked_samples(training_samples, "training_samples")
     picture = _pictures(training_samples)
     score = SCORE_NAMES.get(suspects.score, suspects.score)
     wording = Wording.of(suspects, class_names)

@@ -21,6 +21,7 @@ from whence.data.tables import are_names, is_table, plain_id
 from whence.report.names import visible
 from whence.report.numbers import number
 from whence.report.page import Cell, Column, Table
+from whence.report.samples import checked_samples, listed_names
 
 if TYPE_CHECKING:  # explanations know how to show themselves: at run time this module knows nothing of them
     from whence.answers.explanation import Explanation
@@ -81,6 +82,7 @@ class Rows:
 
     def __init__(self, samples: Any, argument: str, names: Sequence[str] | None = None) -> None:
         self._argument = argument
+        samples = checked_samples(samples, argument)
         if not is_tabular(samples):
             raise WhenceError(
                 argument,
@@ -106,7 +108,10 @@ class Rows:
         elif hasattr(samples, "columns"):
             found = tuple(map(str, samples.columns))
         else:
-            found = tuple(map(str, range(samples.shape[1]) if given is None else given))
+            width = range(samples.shape[1])
+            found = tuple(
+                map(str, width) if given is None else listed_names(given, "column_names", "every column")
+            )
             if len(found) != samples.shape[1]:
                 raise WhenceError(
                     "column_names", f"{samples.shape[1]} names, one a column", f"{len(found)} names"
@@ -176,9 +181,13 @@ class Rows:
             square = np.asarray(samples.multiply(samples).mean(axis=0)).ravel()
             return np.sqrt(np.maximum(square - mean**2, 0.0))
         if hasattr(samples, "columns"):
-            return np.asarray([_spread(samples[name]) for name in samples.columns])
-        columns = zip(*(self._listed(row) for row in _each(samples)), strict=True)
-        return np.asarray([_spread_of_values(column) for column in columns])
+            columns = [
+                samples.iloc[:, c] if hasattr(samples, "iloc") else samples[:, c]
+                for c in range(len(self.names))
+            ]
+            return np.asarray([_spread(column) for column in columns])
+        by_column = zip(*(self._listed(row) for row in _each(samples)), strict=True)
+        return np.asarray([_spread_of_values(column) for column in by_column])
 
 
 class Comparison:
