@@ -214,8 +214,8 @@ def test_the_training_set_and_the_evaluated_set_may_be_of_different_kinds(model)
 def test_a_message_numbers_the_batch_in_every_pass(model):
     lje = whence.RepresenterPointLJE(model, (X, Y), whence.ExactIHVPFactory())
     changed = X.copy()
-    changed[SIZE:] += 1
+    changed[SIZE:] = np.nan
     values = lje.compute_influence_values(as_tf(changed, Y))
     for _ in range(2):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="batch 1 of train_set: expected"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="batch 1 of train_set"):
             list(values)
