@@ -401,10 +401,10 @@ def test_a_broken_manifest_says_how_to_mend_it(folder):
 @pytest.mark.parametrize("name", ["manifest.json", "begun.json"])
 def test_a_newer_format_is_refused_and_left_alone(name, folder):
     content = json.loads((folder / name).read_text())
-    content |= {"format_version": 2, "library_version": "9.9"}
+    content |= {"format_version": 3, "library_version": "9.9"}
     (folder / name).write_text(json.dumps(content))
     before = contents(folder)
-    refused(lambda: build(folder), "format version 1", "version 2", "whence 9.9")
+    refused(lambda: build(folder), "format version 1", "version 3", "whence 9.9")
     assert contents(folder) == before
 
 

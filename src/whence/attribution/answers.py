@@ -296,7 +296,7 @@ class Answers(Scorer):
         """Return the strongest training samples of either sign for each question."""
         queries, errors = self._checked_queries(question)
         parts = []
-        for rows in row_slices(len(queries), QUERY_ROWS):
+        for rows in row_slices(len(queries), min(QUERY_ROWS, queries.at_once)):
             part = queries[rows]
             found = _both_ends(search, part, in_double=False)
             if not is_sum(found["sums"], self._sums(part), found, self.index.n_samples):
@@ -397,4 +397,5 @@ def _at_positions(
     rows = np.arange(len(seen.visible))
     at = rows, positions_of(positions, start, seen.visible, where)
     target = None if seen.target is None else seen.target[at]
-    return Observation(as_numpy(seen.phi)[at], target, seen.weight[at]), at[1]
+    places = (seen.visible.shape[1], at[1])
+    return Observation(as_numpy(seen.phi)[at], target, seen.weight[at], None, seen.inputs, places), at[1]

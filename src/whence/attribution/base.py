@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whence._errors import WhenceError, warn
-from whence.arrays.base import Array, as_numpy, astype, check_number
+from whence.arrays.base import Array, as_numpy, astype, check_number, row_slices
 from whence.attribution.accuracy import LARGEST_ERROR, Probe, refuse_if_eaten
 from whence.attribution.question import Question, hide, shares
 from whence.attribution.training_set import TrainingSet
@@ -29,6 +29,7 @@ from whence.indexing.observation import Observation
 from whence.layers.linear_layer import Block, LinearLayer
 from whence.models.base import InfluenceModel
 from whence.progress import track
+from whence.search.rows import RowQueries, RowVector
 from whence.search.scores import LinearNearestNeighbors, Queries, Vector, careful_scores, scores
 from whence.search.top_k import ORDER
 
@@ -62,6 +63,8 @@ class Scorer(ABC):
     asks_about_loss: bool = False
     #: Whether coefficients are computed with the solver.
     _coefficients_need_solver: bool = False
+    #: Whether the method can be over several layers.
+    _takes_several: bool = False
 
     def __init__(
         self,
@@ -84,6 +87,13 @@ class Scorer(ABC):
         self.influence_model: InfluenceModel = (
             influence_model if follows else influence_model.at_layer(target_layer)
         )
+        if self.influence_model.explains_several and not self._takes_several:
+            raise WhenceError(
+                "target_layer",
+                f"one dense layer for {self.method}",
+                "several layers",
+                "Choose one, or take RepresenterPointLJE or InfluenceFunctions.",
+            )
         self.label = label
         self.progress = progress
         self.index: Index = self.influence_model.index(
@@ -456,8 +466,11 @@ def weighted_features(index: Index) -> np.ndarray:
     return total(index, of_part)
 
 
-def all_scores(queries: Queries, index: Index) -> np.ndarray:
-    """Return the scores of all stored samples, shape ``(T, N)``, in the precision of their features."""
+def all_scores(queries: Queries | RowQueries, index: Index) -> np.ndarray:
+    """Return the scores of all stored samples, shape ``(T, N)``."""
+    if len(queries) > queries.at_once:
+        runs = row_slices(len(queries), queries.at_once)
+        return np.concatenate([all_scores(queries[run], index) for run in runs])
     vectors = Vectors(index)
     steps = vectors.engine.map(
         lambda part: [scores_of(queries, vector) for _, vector in part], vectors.parts()
@@ -465,10 +478,10 @@ def all_scores(queries: Queries, index: Index) -> np.ndarray:
     return np.concatenate([block for blocks in steps for block in blocks], axis=1)
 
 
-def scores_of(queries: Queries, vector: Vector) -> np.ndarray:
+def scores_of(queries: Queries | RowQueries, vector: Vector | RowVector) -> np.ndarray:
     """Return scores in the precision of the features, computed in that which they need."""
     with np.errstate(over="ignore"):  # whoever shows values looks for what does not fit
-        return as_numpy(careful_scores(queries, vector)).astype(as_numpy(vector.phi[:0, ...]).dtype)
+        return as_numpy(careful_scores(queries, vector)).astype(vector.dtype)
 
 
 class Vectors:
@@ -486,6 +499,9 @@ class Vectors:
         """Yield it in parts."""
         return map(Vectors, parts_of(self._index))
 
-    def __iter__(self) -> Iterator[tuple[int, Vector]]:
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
         for start, shard in self._index.starts():
-            yield start, Vector(shard.phi, shard.coefficients)
+            if shard.gradients is not None:
+                yield start, RowVector(shard.gradients, shard.coefficients)
+            else:
+                yield start, Vector(shard.phi, shard.coefficients)

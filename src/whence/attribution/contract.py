@@ -104,7 +104,7 @@ class Attribution(Answers):
         with self.influence_model.on_device(device):
             opened = self.influence_model.open(train_set, "train_set")
             index = self._vectors(CACHE.MEMORY, None, save_influence_vector_ds_path)
-            return opened.pair_with(lambda batch: self._vector(batch, index))
+            return opened.pair_with(lambda batch: self._vector(batch, index).arrays())
 
     def compute_top_k_from_training_dataset(
         self, train_set: Any, k: int, order: ORDER = ORDER.DESCENDING

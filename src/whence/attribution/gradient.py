@@ -12,6 +12,7 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, astype, like, namespace
 from whence.attribution.contract import Attribution
+from whence.attribution.over_layers import explain_several
 from whence.attribution.question import Question
 from whence.data.base import Batch
 from whence.index import Shard
@@ -59,6 +60,8 @@ class Gradients(Attribution):
     pre-activations. Training on sample ``i`` moves ``theta`` against ``g_i``, so that ``-<g_i, M Q_t>``
     is positive where it raises what is asked: where it lowers the loss, or raises the pre-activation.
     """
+
+    _takes_several = True
 
     def __init__(
         self,
@@ -227,6 +230,8 @@ class GradientDotProduct(Gradients):
     """
 
     method = "GradientDotProduct"
+    #: What scores over several layers are divided by.
+    _normalisation: str | None = None
 
     def __init__(
         self,
@@ -244,6 +249,8 @@ class GradientDotProduct(Gradients):
         options: dict[str, Any] = {"effect_on": effect_on, "label": label, "ids": ids, "progress": progress}
         options |= {"index_path": index_path, "engine": engine}
         super().__init__(influence_model, dataset, target_layer, **options)
+        if self.influence_model.several is not None:
+            explain_several(self, None, (None, 1, 0), normalisation=self._normalisation)
         self._store_coefficients()
 
 
@@ -262,6 +269,7 @@ class GradientCosine(GradientDotProduct):
     """
 
     method = "GradientCosine"
+    _normalisation = "gradient"
 
     def _scale(self, block: Block) -> Array:
         r = self.layer.residuals(block)

@@ -12,6 +12,7 @@ from whence.arrays.base import Array, as_numpy, check_finite, check_seed, like, 
 from whence.attribution.base import all_scores
 from whence.attribution.gradient import Gradients, LossQuestion
 from whence.attribution.leverage import leave_one_out_residuals
+from whence.attribution.over_layers import explain_several
 from whence.attribution.solver import build_solver, check_factory
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.layers.linear_layer import Block
@@ -127,6 +128,15 @@ class InfluenceFunctions(Gradients):
         self.normalisation = normalisation
         self.leverage = leverage
         self._coefficients_need_solver = leverage or normalisation is not None
+        if self.influence_model.several is not None:
+            if leverage:
+                raise WhenceError(
+                    "leverage", "False for several layers", "True", "Leave it out, or explain one layer."
+                )
+            drawn = (n_samples_for_hessian, shuffle_buffer_size, seed)
+            explain_several(self, ihvp_calculator_factory, drawn, normalisation=normalisation)
+            self._store_coefficients()
+            return
         self.ihvp: InverseHessianVectorProduct = build_solver(
             ihvp_calculator_factory,
             self,
@@ -189,6 +199,13 @@ class InfluenceFunctions(Gradients):
                 "'loss' and None, to predict how far losses rise",
                 f"{self.effect_on!r} and {self.normalisation!r}",
                 "Make the method with these.",
+            )
+        if self.influence_model.several is not None:
+            raise WhenceError(
+                "target_layer",
+                "one dense layer, to predict how far losses rise with their curvature",
+                "several layers",
+                "Take influences(), which multiplies with the slope of the loss.",
             )
         parts = []
         for question, _ in self.questions(samples, positions=positions, progress=progress):

@@ -11,6 +11,7 @@ from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, check_finite, check_number, check_seed, like
 from whence.attribution.base import weighted_features
 from whence.attribution.contract import Attribution
+from whence.attribution.over_layers import explain_several
 from whence.attribution.question import Question
 from whence.attribution.ridge import Ridge
 from whence.attribution.solver import build_solver, check_factory, factory_arguments
@@ -108,7 +109,9 @@ class RepresenterPointLJE(Attribution):
     Explanation of Deep Neural Networks and Ensemble Models." NeurIPS 2021.
     """
 
+    _takes_several = True
     method = "RepresenterPointLJE"
+    relative_residual: float
 
     def __init__(
         self,
@@ -151,6 +154,14 @@ class RepresenterPointLJE(Attribution):
             engine=engine,
             on_error=on_error,
         )
+        several = self.influence_model.several is not None
+        if decomposition == "elementwise" and several:
+            raise WhenceError(
+                "decomposition",
+                "'exact' for several layers",
+                "'elementwise', which divides by the one row of features that a sample has",
+                "Leave it out.",
+            )
         if decomposition == "elementwise" and self._has_positions:
             raise WhenceError(
                 "decomposition",
@@ -163,6 +174,10 @@ class RepresenterPointLJE(Attribution):
         self.epsilon = epsilon
         self.step_size = step_size
         self.decomposition = decomposition
+        if several:
+            explain_several(self, ihvp_calculator_factory, self._drawn, is_expansion=True)
+            self._store_coefficients()
+            return
         wide = Converted(self.index, Block.in_double)
         ascent = step_size * self.layer.mean_gradient(wide)
         self.expanded_layer: LinearLayer = self.layer.at(self.layer.theta + ascent)
@@ -176,7 +191,7 @@ class RepresenterPointLJE(Attribution):
         )
         gradient = self.layer.centred(self.expanded_layer.mean_gradient(wide))
         step = self.ihvp.solve(gradient[None, :, :])
-        self.relative_residual: float = float(step.relative_residual)
+        self.relative_residual = float(step.relative_residual)
         self.theta_dagger: np.ndarray = self.expanded_layer.theta - self.layer.centred(
             as_numpy(step.value)[0]
         )

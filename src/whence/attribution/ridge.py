@@ -9,9 +9,9 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, one_hot
+from whence.arrays.memory import memory_bytes
 from whence.arrays.symmetric import cholesky
 from whence.engine.base import engine_of, parts_of, total
-from whence.ihvp.exact import memory_bytes
 from whence.index import Index
 from whence.layers.linear_layer import Block, LinearLayer
 

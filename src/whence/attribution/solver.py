@@ -13,6 +13,7 @@ from whence.arrays.base import Array, check_number, like
 from whence.arrays.sparse import SparseRows
 from whence.attribution.base import Scorer
 from whence.ihvp import InverseHessianVectorProduct, Solution
+from whence.ihvp.rows import CurvatureRows, RowsIHVP, refuse_one_layer
 from whence.index import shuffle_buffer_sample
 from whence.layers.linear_layer import Blocks, LinearLayer
 
@@ -68,6 +69,17 @@ def build_solver(
     if ihvp.influence_model is None:
         ihvp.influence_model = method.influence_model
     return ihvp if isinstance(phi, np.ndarray | SparseRows) else _FromHost(ihvp, phi)
+
+
+def build_for_rows(factory: Any, system: CurvatureRows) -> RowsIHVP:
+    """Build a method's solver for several layers, or raise if a factory makes none for these."""
+    try:
+        ihvp = factory.build(system, None)
+    except (AttributeError, TypeError):  # of a factory that takes one layer for granted
+        ihvp = None
+    if not isinstance(ihvp, RowsIHVP):
+        raise refuse_one_layer(type(factory).__name__)
+    return ihvp
 
 
 class _FromHost(InverseHessianVectorProduct):

@@ -16,6 +16,8 @@ from whence.ihvp.base import (
     with_model,
 )
 from whence.ihvp.iterative import Descent, IterativeIHVP, Options, norms
+from whence.ihvp.rows import CurvatureRows
+from whence.ihvp.rows_cg import CGDRows, Operator, Preconditioner
 
 __all__ = ["CGDIHVP", "CGDIHVPFactory"]
 
@@ -92,6 +94,25 @@ class CGDIHVP(IterativeIHVP):
 
 
 @SOLVERS.register("cg")
+class RowsDescent(CGDIHVP):
+    """The same iteration on vectors of all weights of several layers, ``(m, D, 1)``.
+
+    Parameters
+    ----------
+    operator : Operator
+    preconditioner : Preconditioner or None
+    options : Options
+    """
+
+    def __init__(self, operator: Operator, preconditioner: Preconditioner | None, options: Options) -> None:
+        self.layer: Any = operator.system
+        self.damping = float(options.damping)
+        self.curvature = "gauss_newton"
+        self.options = options
+        self.operator: Any = operator
+        self.preconditioner: Any = preconditioner
+
+
 class CGDIHVPFactory(InverseHessianVectorProductFactory):
     """Builds :class:`CGDIHVP`: exact answers for layers whose Hessian does not fit into memory.
 
@@ -158,8 +179,10 @@ class CGDIHVPFactory(InverseHessianVectorProductFactory):
         """The most iterations that a solve may take."""
         return self.options.max_iterations
 
-    def build(self, model: Any, dataset: Any) -> CGDIHVP:
+    def build(self, model: Any, dataset: Any) -> Any:
         """Prepare the products and the preconditioner; see the base class."""
+        if isinstance(model, CurvatureRows):
+            return CGDRows(model, self.options, RowsDescent)
         layer, blocks = linear_system(model, dataset)
         return with_model(CGDIHVP(layer, blocks, self.options), model)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -23,6 +21,7 @@ from whence.arrays.base import (
     row_slices,
     rows_at_once,
 )
+from whence.arrays.memory import memory_bytes
 from whence.arrays.symmetric import cholesky
 from whence.engine.base import Converted
 from whence.ihvp.base import (
@@ -36,6 +35,8 @@ from whence.ihvp.base import (
     refuse_if_inexact,
     with_model,
 )
+from whence.ihvp.dual import exact_solver
+from whence.ihvp.rows import CurvatureRows
 from whence.ihvp.spectrum import Condition, extreme_eigenvalues, pseudo_inverse, smallest_eigenvalue
 from whence.layers.linear_layer import (
     Block,
@@ -396,8 +397,10 @@ class ExactIHVPFactory(InverseHessianVectorProductFactory):
         self.damping = damping
         self.curvature = curvature
 
-    def build(self, model: Any, dataset: Any) -> ExactIHVP:
-        """Assemble and factorise; see the base class."""
+    def build(self, model: Any, dataset: Any) -> Any:
+        """Assemble and factorise; see the base class. For several layers, see :func:`exact_solver`."""
+        if isinstance(model, CurvatureRows):
+            return exact_solver(model, self.damping)
         layer, blocks = linear_system(model, dataset)
         return with_model(ExactIHVP(layer, blocks, self.damping, self.curvature), model)
 
@@ -414,14 +417,6 @@ class _OneBlock:
 
     def __iter__(self) -> Any:
         yield self._block
-
-
-def memory_bytes() -> float:
-    """Return the bytes of memory of this machine; infinity where the system does not say."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):
-        return math.inf
 
 
 def _in_double(array: Array) -> Array:

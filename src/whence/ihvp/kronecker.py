@@ -19,6 +19,7 @@ from whence.arrays.base import (
     row_slices,
     rows_at_once,
 )
+from whence.arrays.memory import memory_bytes
 from whence.engine.base import Part, total
 from whence.ihvp.base import (
     DEFAULT_DAMPING,
@@ -30,8 +31,9 @@ from whence.ihvp.base import (
     linear_system,
     with_model,
 )
-from whence.ihvp.exact import memory_bytes
 from whence.ihvp.operator import DampedHessian, row_blocks, second_moment
+from whence.ihvp.rows import CurvatureRows
+from whence.ihvp.rows_kronecker import KroneckerRows
 from whence.layers.linear_layer import Blocks, LinearLayer
 
 __all__ = ["KroneckerFactors", "KroneckerIHVP", "KroneckerIHVPFactory"]
@@ -341,8 +343,10 @@ class KroneckerIHVPFactory(InverseHessianVectorProductFactory):
         self.eigenvalues = eigenvalues
         self.curvature = curvature
 
-    def build(self, model: Any, dataset: Any) -> KroneckerIHVP:
+    def build(self, model: Any, dataset: Any) -> Any:
         """Compute and diagonalise the factors; see the base class."""
+        if isinstance(model, CurvatureRows):
+            return KroneckerRows(model, self.damping)
         layer, blocks = linear_system(model, dataset)
         made = KroneckerIHVP(layer, blocks, self.damping, self.eigenvalues, self.curvature)
         return with_model(made, model)

@@ -28,6 +28,7 @@ from whence.arrays.base import (
     namespace,
     row_slices,
 )
+from whence.arrays.memory import memory_bytes
 from whence.arrays.sparse import SparseRows
 from whence.arrays.symmetric import cholesky
 from whence.ihvp.base import (
@@ -41,7 +42,6 @@ from whence.ihvp.base import (
     refuse_if_inexact,
     with_model,
 )
-from whence.ihvp.exact import memory_bytes
 from whence.layers.linear_layer import Blocks, LinearLayer, by_rows
 
 __all__ = ["WoodburyIHVP", "WoodburyIHVPFactory"]

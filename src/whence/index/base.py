@@ -18,6 +18,7 @@ from whence._errors import WhenceError, described
 from whence.arrays.base import Array, as_array, as_numpy, namespace
 from whence.data.order import no_positions
 from whence.engine.base import Engine, Serial, cut
+from whence.ihvp.collected import CurvaturePart
 from whence.index.shard import (
     RowBuffer,
     Shard,
@@ -28,6 +29,7 @@ from whence.index.shard import (
     shard_rows,
 )
 from whence.layers.linear_layer import Block
+from whence.layers.rows import Rows
 
 __all__ = ["CACHE", "Index", "IndexPart", "check_ids", "shuffle_buffer_sample"]
 
@@ -124,12 +126,21 @@ class Index:
         """Whether the next samples are stored already, by a run that was interrupted: never here."""
         return False
 
-    def append(self, phi: Array, target: Array, weight: Array | None, fingerprint: Any) -> None:
-        """Add a batch of samples."""
+    def append(
+        self,
+        phi: Array,
+        target: Array,
+        weight: Array | None,
+        fingerprint: Any,
+        gradients: Rows | None = None,
+        curvature: CurvaturePart | None = None,
+    ) -> None:
+        """Add a batch of samples; with rows of several layers where these are explained."""
         assert isinstance(self.shards, list)
-        self._shard_rows = self._shard_rows or shard_rows(phi)
+        self._shard_rows = self._shard_rows or shard_rows(phi, gradients)
         features = narrow(phi, self._feature_dtype)
-        self._buffer.add(Shard(features, target, weight, as_numpy(fingerprint)))
+        batch = Shard(features, target, weight, as_numpy(fingerprint), None, gradients, curvature)
+        self._buffer.add(batch)
         while self._buffer.n_rows >= self._shard_rows:
             self.shards.append(self._buffer.take(self._shard_rows))
 
@@ -293,7 +304,28 @@ class Index:
     def take(self, rows: np.ndarray) -> Shard:
         """Return the given rows as one shard, in the given order."""
         names = ("features", "target", "weight", "fingerprint", "coefficients")
-        return Shard(*(self.gather(name, rows) for name in names))
+        arrays = {name: self.gather(name, rows) for name in names}
+        gradients, curvature = self._several_layers(rows)
+        return Shard(**arrays, gradients=gradients, curvature=curvature)
+
+    def _several_layers(self, rows: np.ndarray) -> tuple[Rows | None, CurvaturePart | None]:
+        """Return what is known of several layers at some rows; of the curvature only if these are distinct."""
+        if self.shards[0].gradients is None:
+            return None, None
+        starts = np.cumsum([0, *self.counts])
+        owner = np.searchsorted(starts, rows, side="right") - 1
+        order = np.argsort(owner, kind="stable")
+        is_distinct = len(np.unique(rows)) == len(rows)
+        gradients, curvature = [], []
+        for number in np.unique(owner):
+            shard, at = self.shards[int(number)], rows[order][owner[order] == number] - starts[number]
+            assert shard.gradients is not None  # as of the first shard
+            gradients.append(shard.gradients.take(at))
+            if shard.curvature is not None and is_distinct:
+                curvature.append(shard.curvature.taken(at))
+        back = np.argsort(order, kind="stable")
+        together = CurvaturePart.joined(curvature).taken(back) if curvature else None
+        return Rows.joined(gradients).take(back), together
 
     def subset(self, rows: np.ndarray) -> Index:
         """Return an index of some rows only, in memory."""

@@ -16,17 +16,20 @@ from whence._files import remove_parts
 from whence._paths import as_path, explain_failures
 from whence.arrays.base import Array, as_numpy
 from whence.arrays.sparse import SparseRows
+from whence.ihvp.collected import CurvaturePart
 from whence.index.base import Index, check_ids
 from whence.index.files import Lock, open_array, write_array, write_json
 from whence.index.layout import arrays_of
 from whence.index.methods import METHOD_FILE
 from whence.index.records import PLAN, SHARD, WHOLE, difference
+from whence.index.several import arrays_of_layers
 from whence.index.shard import Shard, check_feature_dtype, narrow, shard_rows
 from whence.index.store import (
     BEGUN,
     FORMAT,
     FORMAT_VERSION,
     MANIFEST,
+    SEVERAL_LAYERS,
     StoredIndex,
     StoredShard,
     check_folder,
@@ -35,6 +38,7 @@ from whence.index.store import (
     read_json,
     refuse_other,
 )
+from whence.layers.rows import Rows
 
 __all__ = ["Writer", "write_index", "write_shard"]
 
@@ -152,16 +156,25 @@ class Writer(Index):
         self.n_seen = stop
         return True
 
-    def append(self, phi: Array, target: Array, weight: Array | None, fingerprint: Any) -> None:
+    def append(
+        self,
+        phi: Array,
+        target: Array,
+        weight: Array | None,
+        fingerprint: Any,
+        gradients: Rows | None = None,
+        curvature: CurvaturePart | None = None,
+    ) -> None:
         """Add a batch of samples; those that are stored already are compared with what is there."""
         features = narrow(phi, self._feature_dtype)
         features = features if isinstance(features, SparseRows) else as_numpy(features)
-        self.plan_for(features, phi)
+        self.plan_for(features, phi, gradients)
         n_complete = None if self._manifest is None else self._manifest["n_samples"]
         if n_complete is not None and self.n_seen + len(features) > n_complete:
             raise self._other_training_set(f"{n_complete} samples, where the training set goes on")
         weight = None if weight is None else as_numpy(weight)
-        batch = Shard(features, as_numpy(target), weight, np.asarray(fingerprint))
+        several = None, gradients, curvature
+        batch = Shard(features, as_numpy(target), weight, np.asarray(fingerprint), *several)
         for number, rows, place in self._pieces(batch.n_samples):
             piece = batch.rows(rows.start, rows.stop)
             if number in self.records:
@@ -198,10 +211,10 @@ class Writer(Index):
         """What features are narrowed to, if they are."""
         return self._feature_dtype
 
-    def plan_for(self, features: Array, phi: Array | None = None) -> None:
+    def plan_for(self, features: Array, phi: Array | None = None, gradients: Rows | None = None) -> None:
         """Plan an index of such features, of ``phi`` before they were narrowed, or go by the plan."""
         if self._plan is None:
-            self._write_plan(features if phi is None else phi, features)
+            self._write_plan(features if phi is None else phi, features, gradients)
         if list(features.shape[-1:]) != [self.plan["n_features"]]:
             refuse_other(self.folder, {"d": features.shape[-1]}, {"d": self.plan["n_features"]})
 
@@ -248,11 +261,11 @@ class Writer(Index):
 
     # ------------------------------------------------------------------- writing
 
-    def _write_plan(self, phi: Array, features: Array) -> None:
-        self._shard_rows = shard_rows(phi)
+    def _write_plan(self, phi: Array, features: Array, gradients: Rows | None) -> None:
+        self._shard_rows = shard_rows(phi, gradients)
         self._plan = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if gradients is None else SEVERAL_LAYERS,
             "library_version": importlib.import_module("whence").__version__,
             "identity": self.identity,
             "feature_dtype": self._feature_dtype or features.dtype.name,
@@ -351,13 +364,15 @@ def write_shard(
     """Write the files of a shard and return what is recorded of it; ``skipped`` was left out of it."""
     files = {
         name: write_array(folder / f"{name}-{number:05d}.npy", array)
-        for name, array in arrays_of(shard, plan["feature_dtype"]).items()
+        for name, array in (arrays_of(shard, plan["feature_dtype"]) | arrays_of_layers(shard)).items()
     }
     record: dict[str, Any] = {
         "n_samples": shard.n_samples,
         "n_features": plan["n_features"],
         "files": files,
     }
+    if shard.gradients is not None:
+        record["layers"] = list(shard.gradients.layers)
     if skipped:
         record["skipped"] = list(skipped)
     write_json(folder / f"shard-{number:05d}.json", record)
@@ -375,7 +390,8 @@ def write_index(index: Index, path: str | Path) -> StoredIndex:
         for shard in index.shards:
             fingerprint = as_numpy(shard.fingerprint)
             if not writer.holds(fingerprint):
-                writer.append(shard.features, shard.target, shard.weight, fingerprint)
+                several = shard.gradients, shard.curvature
+                writer.append(shard.features, shard.target, shard.weight, fingerprint, *several)
         return writer.finish(index._ids)
     finally:
         writer.close()

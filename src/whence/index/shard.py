@@ -11,7 +11,9 @@ import numpy as np
 from whence._errors import WhenceError
 from whence.arrays.base import Array, astype, check_finite, itemsize, namespace
 from whence.arrays.sparse import SparseRows
+from whence.ihvp.collected import CurvaturePart
 from whence.layers.linear_layer import Block
+from whence.layers.rows import Rows
 
 __all__ = [
     "RowBuffer",
@@ -107,6 +109,10 @@ class Shard:
     fingerprint : array of shape (n,), uint64
     coefficients : array of shape (n, C) or (n, L, C), or None
         What each sample's features are weighed with: its residuals, for most methods.
+    gradients : Rows or None
+        Where several layers are explained, the gradient of each sample's loss with respect to them.
+    curvature : CurvaturePart or None
+        The same of the curvature.
     """
 
     features: Array
@@ -114,6 +120,8 @@ class Shard:
     weight: Array | None
     fingerprint: np.ndarray
     coefficients: Array | None = None
+    gradients: Rows | None = None
+    curvature: CurvaturePart | None = None
 
     @property
     def n_samples(self) -> int:
@@ -138,8 +146,15 @@ class Shard:
         def cut(array: Any) -> Any:
             return None if array is None else array[start:stop, ...]
 
-        arrays = (self.features, self.target, self.weight, self.fingerprint, self.coefficients)
-        return Shard(*map(cut, arrays))
+        return Shard(
+            cut(self.features),
+            cut(self.target),
+            cut(self.weight),
+            cut(self.fingerprint),
+            cut(self.coefficients),
+            None if self.gradients is None else self.gradients[start:stop],
+            None if self.curvature is None else self.curvature.between(start, stop),
+        )
 
 
 class RowBuffer:
@@ -174,12 +189,26 @@ class RowBuffer:
             joined([p.target for p in taken]),
             weights,
             np.concatenate([p.fingerprint for p in taken]),
+            None,
+            *several_layers(taken),
         )
 
 
-def shard_rows(phi: Array) -> int:
+def several_layers(parts: Sequence[Shard]) -> tuple[Rows | None, CurvaturePart | None]:
+    """Join what is known of several layers; None where it is not known."""
+    gradients = [part.gradients for part in parts if part.gradients is not None]
+    curvature = [part.curvature for part in parts if part.curvature is not None]
+    return (
+        Rows.joined(gradients) if gradients else None,
+        CurvaturePart.joined(curvature) if curvature else None,
+    )
+
+
+def shard_rows(phi: Array, gradients: Rows | None = None) -> int:
     """Return how many samples a shard has, whatever the batches."""
     row_bytes = int(np.prod(phi.shape[1:])) * max(4, itemsize(phi))
+    if gradients is not None:
+        row_bytes += 2 * gradients.n_bytes // max(1, gradients.n_samples)  # and about as much curvature
     return max(1, SHARD_BYTES // max(1, row_bytes))
 
 

@@ -42,6 +42,7 @@ from whence.index.files import (
 from whence.index.layout import ARRAYS, array_of, misfit
 from whence.index.methods import METHOD_FILE, Method, StoredMethod, write_method
 from whence.index.records import WHOLE, difference
+from whence.index.several import curvature_in, gradients_in, layers_misfit
 from whence.index.shard import Shard
 from whence.layers.linear_layer import Block
 from whence.progress import track
@@ -50,6 +51,8 @@ __all__ = ["StoredIndex", "check_folder", "holds_index"]
 
 FORMAT = "whence index"
 FORMAT_VERSION = 1
+#: The version of an index of several layers, which earlier versions of the library do not read.
+SEVERAL_LAYERS = 2
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
@@ -107,10 +110,10 @@ def read_json(file: Path, fix: str, form: Any) -> dict[str, Any]:
             "another file of that name",
             f"Choose another path. If whence made the rest of the folder: {fix}",
         )
-    if content.get("format_version") != FORMAT_VERSION:
+    if content.get("format_version") not in (FORMAT_VERSION, SEVERAL_LAYERS):
         raise WhenceError(
             where,
-            f"format version {FORMAT_VERSION}",
+            f"format version {FORMAT_VERSION} or {SEVERAL_LAYERS}",
             f"version {content.get('format_version')!r}, of whence {content.get('library_version')}",
             "Read it with that version of whence, or index again to a new path.",
         )
@@ -213,6 +216,28 @@ class StoredShard(Shard):
     target: Any = cached_property(lambda self: self._array("target"))
     weight: Any = cached_property(lambda self: self._array("weight"))
     fingerprint: Any = cached_property(lambda self: self._array("fingerprint"))
+
+    @cached_property
+    def gradients(self) -> Any:  # type: ignore[override]
+        return self._of_layers("gradients", gradients_in)
+
+    @cached_property
+    def curvature(self) -> Any:  # type: ignore[override]
+        return self._of_layers("curvature", curvature_in)
+
+    def _of_layers(self, name: str, read: Callable[..., Any]) -> Any:
+        def open_file(stamp: Stamp) -> np.ndarray:
+            return open_array(self._folder / stamp["file"], stamp)
+
+        try:
+            stored = read(self._record, open_file)
+            wrong = layers_misfit(name, stored, self.n_samples)
+        except WhenceError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            wrong = f"{name} that cannot be put together ({type(error).__name__}: {error})"
+        refuse_damage(self._folder, wrong)
+        return stored
 
     @cached_property
     def coefficients(self) -> Any:  # type: ignore[override]
@@ -392,7 +417,7 @@ def damage(folder: Path, record: dict[str, Any], *, thoroughly: bool) -> str | N
     found = next((text for text in wrong if text is not None), None)
     if found is None and not is_remote(folder):  # of those elsewhere, when they are read
         try:
-            for name in ARRAYS:
+            for name in (*ARRAYS, "gradients", "curvature"):
                 getattr(StoredShard(folder, record), name)
         except WhenceError as error:
             return error.got.removeprefix(DAMAGED)

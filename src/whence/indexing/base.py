@@ -87,7 +87,7 @@ def _filled_in_order(
             index.begin(model.identity())
         refuse_changed(watch, index, thoroughly=False)
         counts = counts or seen.weight is None or bool(as_numpy(seen.weight).any())
-        index.append(seen.phi, seen.target, seen.weight, fingerprint)
+        index.append(seen.phi, seen.target, seen.weight, fingerprint, *model.training_rows(seen))
     if not counts:
         fix = "Leave weights out to count every sample once."
         raise WhenceError(f"sample weights of {opened.argument}", "one that is not 0", "zeros only", fix)

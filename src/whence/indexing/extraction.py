@@ -268,12 +268,13 @@ class Extraction:
             if self._theta is None:
                 self._theta = model.theta()
             model.check_losses(seen, self._theta, batch.where)
+            rows = model.training_rows(seen)
             if model is not self._given and not self._is_checked:
                 self._check_identity(model)
         features = narrow(seen.phi, self._feature_dtype)
         features = features if isinstance(features, SparseRows) else as_numpy(features)
         weight = None if seen.weight is None else as_numpy(seen.weight)
-        return Shard(features, as_numpy(seen.target), weight, fingerprints(batch))
+        return Shard(features, as_numpy(seen.target), weight, fingerprints(batch), None, *rows)
 
     def _check_identity(self, model: Observer) -> None:
         """Raise if the model that was made here is not the one that is explained."""

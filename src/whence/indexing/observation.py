@@ -8,6 +8,8 @@ import numpy as np
 
 from whence.arrays.base import Array
 from whence.data.base import Batch, Dataset
+from whence.ihvp.collected import CurvaturePart
+from whence.layers.rows import Rows
 
 __all__ = ["Observation", "Observer", "PickledObserver", "Watcher"]
 
@@ -25,12 +27,18 @@ class Observation(NamedTuple):
         What each sample, or each position, counts: 0 where a mask hides it.
     visible : array of shape (n, L), bool, or None
         Which positions of a sequence the model's mask does not hide, whatever their labels and weights.
+    inputs : tree of arrays
+        What the model was given, where rows of several layers are to be recorded from it.
+    places : (int, array of shape (n,)) or None
+        ``L``, and which position of each sample was chosen, where one was.
     """
 
     phi: Array
     target: np.ndarray | None
     weight: np.ndarray | None
     visible: np.ndarray | None = None
+    inputs: Any = None
+    places: tuple[int, np.ndarray] | None = None
 
 
 class PickledObserver(Protocol):
@@ -55,6 +63,9 @@ class Observer(Protocol):
 
     def observe(self, batch: Batch) -> Observation:
         """Return features, targets and weights of a batch."""
+
+    def training_rows(self, seen: Observation) -> tuple[Rows | None, CurvaturePart | None]:
+        """Return gradient and curvature rows of a batch where several layers are explained."""
 
     def theta(self) -> np.ndarray:
         """Return the layer's weights as they are now."""

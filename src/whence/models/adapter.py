@@ -250,6 +250,22 @@ class Adapter(ABC):
             "Choose the model's last layer, and cross-entropy or squared error.",
         )
 
+    def check_layers(self, wanted: Any) -> None:
+        """Raise unless several layers can be explained; ``wanted`` are their names, or "all"."""
+        raise WhenceError(
+            "layers",
+            "one dense layer, by name or index, for a model of this kind",
+            repr(wanted if isinstance(wanted, str) else list(wanted)),
+            "Several layers can be explained of PyTorch modules.",
+        )
+
+    def row_source(self, wanted: Any) -> Any:
+        """Return what records rows of several layers: a :class:`whence.models.several.RowSource`.
+
+        Asked for after the first batch, for layers that :meth:`check_layers` let pass.
+        """
+        raise NotImplementedError
+
     def on_device(self, device: str | None) -> AbstractContextManager[Any]:
         """Run the model on a device of the framework inside this context."""
         if device is None or str(device).lower().strip("/") in ("cpu", "cpu:0", "device:cpu:0"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,13 @@ from whence.arrays.base import Array, as_numpy, astype, check_finite, like, name
 from whence.data.base import Batch, Dataset, leaves, map_leaves, open_dataset, take_rows
 from whence.data.form import BatchForm
 from whence.engine.base import as_engine
+from whence.ihvp.collected import CurvaturePart
 from whence.index import Index, StoredIndex
 from whence.indexing.base import index_of
 from whence.indexing.observation import Observation
 from whence.layers.linear_layer import Block, LinearLayer
 from whence.layers.losses import Loss
+from whence.layers.rows import Rows
 from whence.models.adapter import Adapter, Reading, adapter_for
 from whence.models.differentiated import DifferentiatedLoss
 from whence.models.recipe import Recipe
@@ -31,6 +33,7 @@ from whence.models.sequence import (
     position_targets,
     position_weights,
 )
+from whence.models.several import SeveralLayers, layers_wanted
 from whence.models.state import Digests, Watch
 from whence.models.tail import decide_loss
 
@@ -55,8 +58,8 @@ class InfluenceModel:
     ----------
     model : keras.Model, torch.nn.Module, estimator of scikit-learn, or booster of XGBoost or LightGBM
         The trained model; the adapter is picked by its type.
-    start_layer : int or str, default=-1
-        The dense layer, by index or by name. With Keras, an index that points at a layer without
+    start_layer : int, str, "all", or list of int and str, default=-1
+        The dense layer, by index or by name; several layers of any kind, or all of the network. With Keras, an index that points at a layer without
         weights (Activation, Softmax, Dropout) means the nearest dense layer before it; with PyTorch,
         indices count the linear modules in the order of their calls.
     loss_function : loss of the framework, optional
@@ -90,11 +93,15 @@ class InfluenceModel:
 
     #: What the elements of a batch are, where the user says it.
     batch: Any = None
+    #: Which layers are meant, where these are several.
+    _wanted: str | tuple[str | int, ...] | None = None
+    #: The layers that are explained, where these are several; known after the first batch.
+    several: SeveralLayers | None = None
 
     def __init__(
         self,
         model: Any,
-        start_layer: int | str = -1,
+        start_layer: int | str | Sequence[int | str] = -1,
         *,
         loss_function: Any = None,
         batch: Any = None,
@@ -103,13 +110,39 @@ class InfluenceModel:
         self.model = model
         self.batch = batch
         #: What it takes to wrap the model again, in another process.
-        self.arguments: tuple[int | str, Any, dict[str, Any]] = (start_layer, loss_function, options)
+        self.arguments: tuple[Any, Any, dict[str, Any]] = (start_layer, loss_function, options)
         BatchForm(batch)  # raises for what is no form
-        self._open(adapter_for(model, start_layer, loss_function, options))
+        self._start(start_layer, lambda layer: adapter_for(model, layer, loss_function, options))
 
-    def at_layer(self, target_layer: int | str) -> InfluenceModel:
-        """Return the same model with another target layer."""
-        return self._with(self._adapter.with_layer(target_layer), target_layer)
+    def _start(self, start_layer: Any, adapter_at: Callable[[Any], Adapter]) -> None:
+        """Open the adapter at one layer, or at the output layer where several are explained."""
+        self._wanted = layers_wanted(start_layer)
+        self.several = None
+        if self._wanted is not None and len(self._wanted) == 1:  # one dense layer is one layer
+            try:
+                self._open(adapter_at(self._wanted[0]))
+            except WhenceError:
+                pass
+            else:
+                self._wanted = None
+                return
+        self._open(adapter_at(start_layer if self._wanted is None else -1))
+        if self._wanted is not None:
+            self._adapter.check_layers(self._wanted)
+
+    @property
+    def explains_several(self) -> bool:
+        """Whether several layers are explained together."""
+        return self._wanted is not None
+
+    def at_layer(self, target_layer: Any) -> InfluenceModel:
+        """Return the same model with another target layer, or several."""
+        other = InfluenceModel.__new__(InfluenceModel)
+        other.model = self.model
+        other.batch = self.batch
+        other.arguments = (target_layer, *self.arguments[1:])
+        other._start(target_layer, self._adapter.with_layer)
+        return other
 
     def _with(self, adapter: Adapter, layer: int | str) -> InfluenceModel:
         other = InfluenceModel.__new__(InfluenceModel)
@@ -271,6 +304,21 @@ class InfluenceModel:
         WhenceError
             If any of them is not what the model was trained with.
         """
+        seen, call = self._observe(batch)
+        if self._wanted is None:
+            return seen
+        if self.several is None:
+            source = self._adapter.row_source(self._wanted)
+            source.learn(call, batch.n_samples)
+            self.several = SeveralLayers(self._wanted, source)
+        return seen._replace(inputs=call)
+
+    def training_rows(self, seen: Observation) -> tuple[Rows | None, CurvaturePart | None]:
+        """Return gradient and curvature rows of a batch where several layers are explained."""
+        return (None, None) if self.several is None else self.several.training_rows(self.layer, seen)
+
+    def _observe(self, batch: Batch) -> tuple[Observation, Any]:
+        """Return what the layer sees of a batch, and the batch as the model is called with it."""
         phi, mask, positions, given = self._read(batch)
         if not positions:
             target = None if given.labels is None else like(self._targets(given.labels, batch.where), phi)
@@ -278,9 +326,8 @@ class InfluenceModel:
             by_class = None if target is None else self._adapter.class_weights(as_numpy(target))
             if by_class is not None:
                 weight = by_class if weight is None else weight * by_class
-            return Observation(
-                phi, target, None if weight is None else astype(like(weight, phi), phi.dtype)
-            )
+            weight = None if weight is None else astype(like(weight, phi), phi.dtype)
+            return Observation(phi, target, weight), given.call
         counted = np.ones(phi.shape[:2], dtype=bool)
         if mask is not None:
             counted = flat_positions(mask, len(positions))
@@ -294,7 +341,7 @@ class InfluenceModel:
         weights = self._weights_given(batch)
         weight = position_weights(counted, weights, positions, np.float64, batch.where)
         target = None if target is None else like(target, phi)
-        return Observation(phi, target, astype(like(weight, phi), phi.dtype), visible)
+        return Observation(phi, target, astype(like(weight, phi), phi.dtype), visible), given.call
 
     def index(
         self,
@@ -421,6 +468,7 @@ class InfluenceModel:
             "loss": self.loss.fingerprint(),
             "n_features": theta.shape[0],
             "n_outputs": theta.shape[1],
+            **({} if self.several is None else self.several.identity()),
         }
 
     def differs_in(self, identity: dict[str, Any]) -> list[str]:

@@ -38,6 +38,7 @@ from whence.arrays.base import (
 from whence.arrays.sparse import SparseRows
 from whence.engine.base import Serial, engine_of, parts_of
 from whence.layers.linear_layer import flatten
+from whence.search.rows import RowQueries, RowVector
 from whence.search.top_k import ORDER, TopK, check_order
 
 __all__ = [
@@ -68,6 +69,24 @@ class Vector(NamedTuple):
         """Return the same in float64, in which their scores are then computed."""
         return Vector(*(astype(array, namespace(array).float64) for array in self))
 
+    @property
+    def n_samples(self) -> int:
+        """How many samples they are."""
+        return int(self.phi.shape[0])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The precision that scores are returned in."""
+        return as_numpy(self.phi[:0, ...]).dtype
+
+    def part(self, rows: slice) -> Vector:
+        """Return some of the samples."""
+        return Vector(self.phi[rows, ...], self.coefficients[rows, ...])
+
+    def arrays(self) -> Vector:
+        """Return the arrays, as they are given to users."""
+        return self
+
 
 @dataclass(frozen=True)
 class Queries:
@@ -85,6 +104,9 @@ class Queries:
     matrices: Array
     offsets: Array
     outputs: Array | None = None
+
+    #: How many queries to search for at a time, at most.
+    at_once = 2**31
 
     def __len__(self) -> int:
         return int(self.matrices.shape[0])
@@ -139,7 +161,7 @@ class Queries:
         return flatten(self.matrices)
 
 
-def scores(queries: Queries, vector: Vector) -> Array:
+def scores(queries: Queries | RowQueries, vector: Vector | RowVector) -> Array:
     """Return ``v(i, t)``, shape ``(T, n)``, in the precision of the features.
 
     Beyond the result itself the memory is that of a workspace, whatever ``n`` is.
@@ -152,6 +174,10 @@ def scores(queries: Queries, vector: Vector) -> Array:
     >>> scores(one, Vector(np.full((1, 1), 2.0), np.full((1, 1), 3.0)))
     array([[61.]])
     """
+    if isinstance(queries, RowQueries):
+        assert isinstance(vector, RowVector)  # of the same index
+        return queries.scores(vector)
+    assert isinstance(vector, Vector)
     phi, coefficients = vector
     n_rows = block_rows(queries, vector)
     if phi.shape[0] > n_rows:
@@ -184,7 +210,9 @@ TRIED_ROWS = 16
 
 
 def needs_double(
-    queries: Queries, vector: Vector, dot_product: Callable[[Queries, Vector], Array] = scores
+    queries: Queries | RowQueries,
+    vector: Vector | RowVector,
+    dot_product: Callable[[Any, Any], Array] = scores,
 ) -> bool:
     """Whether the scores of some training samples lose digits in the precision of their features.
 
@@ -200,6 +228,9 @@ def needs_double(
     >>> needs_double(across, Vector(phi, np.ones((2, 1), np.float32)))
     True
     """
+    if isinstance(queries, RowQueries):  # whose scores are in float64
+        return False
+    assert isinstance(vector, Vector)
     phi, coefficients = vector
     n = phi.shape[0]
     if itemsize(phi) >= 8 or n == 0 or len(queries) == 0:
@@ -215,7 +246,7 @@ def needs_double(
     return not bool(enough.all())  # nor is NaN
 
 
-def careful_scores(queries: Queries, vector: Vector) -> Array:
+def careful_scores(queries: Queries | RowQueries, vector: Vector | RowVector) -> Array:
     """Return :func:`scores` in the precision that they need; see :func:`needs_double`."""
     return scores(queries, vector.in_double() if needs_double(queries, vector) else vector)
 
@@ -265,8 +296,14 @@ def _scores_of_gradients(queries: Queries, gradients: Array) -> Array:
     return xp.take_along_axis(images, outputs, axis=1)[:, 0, :].T
 
 
-def block_rows(queries: Queries, vector: Vector, workspace_bytes: int = WORKSPACE_BYTES) -> int:
+def block_rows(
+    queries: Queries | RowQueries, vector: Vector | RowVector, workspace_bytes: int = WORKSPACE_BYTES
+) -> int:
     """Return how many training samples a block may have, for its temporaries to fit."""
+    if isinstance(queries, RowQueries):
+        assert isinstance(vector, RowVector)
+        return queries.block_rows(vector, workspace_bytes)
+    assert isinstance(vector, Vector)
     phi = vector.phi
     d, n_outputs = phi.shape[-1], vector.coefficients.shape[-1]
     positions = math.prod(phi.shape[1:-1])
@@ -403,8 +440,8 @@ class LinearNearestNeighbors(BaseNearestNeighbors):
             with _one_workspace():
                 for start, vector in part:
                     widen = in_double or needs_double(queries, vector, dot_product)
-                    for rows in row_slices(vector.phi.shape[0], block_rows(queries, vector, workspace)):
-                        some = Vector(vector.phi[rows, ...], vector.coefficients[rows, ...])
+                    for rows in row_slices(vector.n_samples, block_rows(queries, vector, workspace)):
+                        some = vector.part(rows)
                         block = as_numpy(dot_product(queries, some.in_double() if widen else some))
                         sums += block.sum(axis=1)
                         for best in found:

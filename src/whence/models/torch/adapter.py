@@ -23,6 +23,7 @@ from whence.models.torch.losses import check_callable, read_loss
 from whence.models.torch.module import check_device, device_named, takes, tensor_part, unwrapped
 from whence.models.torch.own import CalledLoss, own_loss
 from whence.models.torch.replica import inference, try_replica
+from whence.models.torch.rows import TorchRows
 from whence.models.torch.tail import TorchTail, repeated
 
 __all__ = ["TorchAdapter"]
@@ -282,6 +283,48 @@ class TorchAdapter(Adapter):
             loss.is_on_tags,
             getattr(loss, "n_label_columns", None),
         )
+
+    def check_layers(self, wanted: Any) -> None:
+        """Raise for names that are neither a module's nor a parameter's."""
+        if wanted == "all":
+            return
+        known = {name for name, _ in self._model.named_modules()}
+        known |= {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+        known |= {f"{name}.in_proj" for name in known}
+        for name in wanted:
+            if isinstance(name, str) and name not in known:
+                raise WhenceError("layers", "names of named_modules()", repr(name), self._listing())
+
+    def row_source(self, wanted: Any) -> TorchRows:
+        """Return what records rows of several layers."""
+        layer = self._chosen_layer()
+        if layer.module is not layer.linear:
+            raise WhenceError(
+                "layers",
+                "an output layer that is a torch.nn.Linear by itself",
+                f"{self._layer_name!r}, with an adapter upon it",
+                "Merge the adapter: model.merge_and_unload().",
+            )
+        named = self._model.named_parameters()
+        output = next(name for name, p in named if p is layer.linear.weight)
+        return TorchRows(
+            self._torch,
+            self._model,
+            self._caller,
+            output,
+            wanted,
+            keeps_tensors=self._device is not None,
+            weight_decay=self._weight_decay,
+            pooling=self._pooling if self._form is not None and self._form.is_pooled else None,
+        )
+
+    def _pooling(self, batch: Any) -> Any:
+        """Return what each position of the target layer counts where the model brings them together."""
+        torch, tail = self._torch, self._tail()
+        with torch.enable_grad():
+            point = self._pre_activations(batch).requires_grad_()
+            output = self._caller.output(tail.run(batch, point).result)
+            return checked_weights(torch, output, point, self._layer_name).detach()
 
     @contextmanager
     def on_device(self, device: str | None) -> Iterator[None]:

@@ -1,0 +1,272 @@
+"""A method over several layers of a network: what it holds and how it answers; see ``several``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from whence._errors import WhenceError
+from whence.arrays.base import Array, as_numpy
+from whence.attribution.question import Question
+from whence.attribution.several import RowQuestion, RowRule, curvature_rows
+from whence.attribution.solver import build_for_rows
+from whence.data.base import Batch
+from whence.engine.base import Engine, Serial
+from whence.ihvp import InverseHessianVectorProductFactory
+from whence.index import CACHE, Index, StoredIndex
+from whence.indexing.observation import Observation
+from whence.layers.linear_layer import Block
+from whence.layers.products import squared_norms
+from whence.layers.rows import Rows
+from whence.progress import track
+from whence.search.rows import RowQueries, RowVector
+
+__all__ = ["explain_several"]
+
+
+def explain_several(
+    method: Any,
+    factory: InverseHessianVectorProductFactory | None,
+    drawn: tuple[int | None, int, int],
+    *,
+    is_expansion: bool = False,
+    normalisation: str | None = None,
+) -> None:
+    """Make a method answer over the several layers that its model is wrapped at.
+
+    Parameters
+    ----------
+    method : Attribution
+        Its training set is stored.
+    factory : InverseHessianVectorProductFactory or None
+        ``None``: gradients are compared as they are.
+    drawn : (int or None, int, int)
+        How many samples the curvature is of, through which buffer, and the seed.
+    is_expansion, normalisation
+        See :class:`~whence.attribution.several.RowRule`.
+    """
+    ihvp = None
+    if factory is not None:
+        several = method.influence_model.several
+        system = curvature_rows(method.index, dict(several.source.l2()), *drawn, several.is_drawn)
+        ihvp = build_for_rows(factory, system)
+    method.__class__ = _over_layers(type(method))
+    method.ihvp = ihvp
+    method._rule = RowRule(method.index, ihvp, is_expansion, normalisation)
+
+
+def _over_layers(method: type) -> type:
+    """Return a method as it is over several layers."""
+    instead = {name: value for name, value in vars(OverLayers).items() if not name.startswith("__")}
+    return type(method.__name__, (method,), {**instead, "__doc__": method.__doc__})
+
+
+class OverLayers:
+    """What every method does otherwise over several layers: these members take the place of its own."""
+
+    _rule: RowRule
+    ihvp: Any
+    index: Index
+    influence_model: Any
+    layer: Any
+
+    def _of_one_layer(self, name: str) -> Any:
+        """Return a method as it is over one layer."""
+        return getattr(super(type(self), self), name)
+
+    # ------------------------------------------------------------------------ questions
+
+    def _question(self, seen: Observation, outputs: np.ndarray, weight: np.ndarray | None) -> RowQuestion:
+        plain: Question = self._of_one_layer("_question")(seen, outputs, weight)
+        r = getattr(plain, "r", None)
+        if r is not None:  # the loss is asked about, and how far it falls
+            by_output = -np.asarray(r)
+        else:
+            by_output = np.eye(self.layer.n_outputs)[outputs]
+            by_output = by_output if weight is None else by_output * weight[..., None]
+        record = self.influence_model.several.rows
+        return RowQuestion(
+            seen.phi, outputs, weight, _placed(by_output, seen), lambda by: record(seen.inputs, by)
+        )
+
+    def _said(self, question: RowQuestion) -> np.ndarray:
+        """Return what is asked about as the model says it, shape ``(T,)``."""
+        return question.under(np.asarray(as_numpy(self.layer.theta), dtype=np.float64))
+
+    def _queries(self, question: RowQuestion) -> RowQueries:
+        if "_asked" not in question.__dict__:  # once a question
+            asked = self._rule.queries(question.recorded(), self._said(question))
+            question.__dict__["_asked"] = asked
+        queries: RowQueries = question.__dict__["_asked"]
+        return queries
+
+    def _checked_queries(self, question: RowQuestion) -> tuple[RowQueries, np.ndarray]:
+        return self._queries(question), np.zeros(len(question.phi))
+
+    def _sums(self, queries: RowQueries) -> np.ndarray:
+        return self._rule.totals(queries)
+
+    @property
+    def _solves(self) -> bool:
+        return False  # what a solver leaves is measured as it solves
+
+    def _totals(self, question: RowQuestion) -> np.ndarray:
+        return self._rule.totals(self._queries(question))
+
+    # --------------------------------------------------------------------- training samples
+
+    def _self_influences(self) -> np.ndarray:
+        if self._self_influence_values is None:
+            asks_loss = getattr(self, "asks_about_loss", False)
+            parts = [self._own_losses()] if asks_loss else list(self._of_training(self._own_outputs_moved))
+            self._self_influence_values: np.ndarray | None = np.concatenate(parts)
+        return self._self_influence_values
+
+    def _own_losses(self) -> np.ndarray:
+        """Return ``<g_i, M g_i>``, divided as the method says."""
+        parts = []
+        for number, shard in enumerate(self.index.shards):
+            assert shard.gradients is not None
+            values = self._rule.moved(shard.gradients, shard.gradients)
+            factors = self._rule.factors
+            if self._rule.normalisation == "gradient":
+                values = (values > 0).astype(np.float64)
+            elif factors is not None:
+                values = values * as_numpy(factors[number])
+            parts.append(values)
+        return np.concatenate(parts)
+
+    def _own_outputs_moved(
+        self, seen: Observation, batch: Batch, gradients: Rows, rows: slice
+    ) -> np.ndarray:
+        """Return ``|v_j(i, i)|`` of a batch of training samples."""
+        u = as_numpy(self.layer.pre_activations(seen.phi))
+        outputs = self._own_outputs(u, None if seen.target is None else as_numpy(seen.target))  # type: ignore
+        question = self._question(seen, outputs, self._shares(seen, batch.where))  # type: ignore[attr-defined]
+        asked = question.recorded()
+        moved = self._rule.moved(asked, gradients)
+        own = self._said(question) if self._rule.is_expansion else np.zeros(len(moved))
+        values = np.abs(own - moved) / self.index.n_samples
+        if self._rule.normalisation == "gradient":
+            norms = np.sqrt(as_numpy(squared_norms(asked)))
+            values = np.divide(np.abs(moved), norms, out=np.zeros_like(norms), where=norms > 0)
+        return values if self._rule.factors is None else values * self._factors(rows)
+
+    def _factors(self, rows: slice) -> np.ndarray:
+        assert self._rule.factors is not None
+        return np.concatenate([as_numpy(part) for part in self._rule.factors])[rows]
+
+    def _left_out(self, seen: Observation, batch: Batch, gradients: Rows, rows: slice) -> np.ndarray:
+        """Return minus the margins of a batch of training samples, each without itself."""
+        u = np.asarray(as_numpy(self.layer.pre_activations(seen.phi)), dtype=np.float64)
+        n_outputs, n_samples = self.layer.n_outputs, self.index.n_samples
+        flat = u.reshape(len(u), -1)
+        moved = np.zeros_like(flat)
+        for column in range(flat.shape[1]):
+            by_output = np.zeros_like(flat)
+            by_output[:, column] = 1
+            asked = self.influence_model.several.rows(seen.inputs, by_output.reshape(u.shape))
+            moved[:, column] = self._rule.moved(asked, gradients)
+        after = (flat + moved / n_samples).reshape(*u.shape[:-1], n_outputs)
+        weight = None if seen.weight is None else as_numpy(seen.weight)
+        block = Block(after, as_numpy(seen.target), weight)
+        of_rows = block.rows()
+        return -as_numpy(block.mean_over_positions(self.layer.loss.margin(of_rows.phi, of_rows.target)))
+
+    def _of_training(self, function: Callable[..., np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield ``function(seen, batch, gradients, rows)`` of each batch of the training set, in order."""
+        given = self._training_set._given  # type: ignore[attr-defined]
+        if isinstance(given, Index):
+            raise WhenceError(
+                "dataset",
+                "the training set itself, since its samples go through the model again for this",
+                "an index",
+                "Make the method with the dataset, or rank by score='loss' or 'ridge'.",
+            )
+        opened = self.influence_model.open(given, "dataset")
+        start = 0
+        for batch in track(opened, "training samples", opened.n_batches, self.progress):  # type: ignore
+            seen = self._observe(batch)  # type: ignore[attr-defined]
+            rows = slice(start, start + batch.n_samples)
+            gradients = self.index.take(np.arange(rows.start, rows.stop)).gradients
+            yield function(seen, batch, gradients, rows)
+            start = rows.stop
+
+    def _suspicion(self, score: str, progress: bool | None) -> np.ndarray:
+        if score != "leave_one_out":
+            return self._of_one_layer("_suspicion")(score, progress)
+        if self._rule.normalisation == "gradient":
+            return self._of_one_layer("_leave_one_out")(self.index.shards[0])
+        return np.concatenate(list(self._of_training(self._left_out)))
+
+    # ------------------------------------------------------------------------------ storing
+
+    def _store_coefficients(self) -> None:
+        if self._rule.factors is not None and isinstance(self.index, StoredIndex):
+            raise WhenceError(
+                "index_path",
+                "None for several layers and scores that are divided by norms",
+                "a folder",
+                "Leave it out, or take a method without normalisation.",
+            )
+        for number, shard in enumerate(self.index.shards):
+            shard.coefficients = None if self._rule.factors is None else self._rule.factors[number]
+
+    def _place(self, needs_solver: bool) -> tuple[Engine, Any]:
+        return Serial(), self
+
+    def _vector(self, batch: Batch, index: Index) -> RowVector:
+        part = index.take(self._training_set.rows(batch))  # type: ignore[attr-defined]
+        assert part.gradients is not None
+        return RowVector(part.gradients, part.coefficients)
+
+    def _fresh_vector(self, batch: Batch) -> RowVector:
+        self._check_model()  # type: ignore[attr-defined]
+        return self._vector(batch, self.index)
+
+    def _vectors(self, cache: CACHE, load_path: Any, save_path: Any) -> Index:
+        if load_path is not None or save_path is not None or cache is CACHE.DISK:
+            raise WhenceError(
+                "influence_vector_in_cache",
+                "CACHE.MEMORY or CACHE.NO_CACHE, and no path, for several layers",
+                "CACHE.DISK" if load_path is None and save_path is None else "a path",
+                "Leave it out: their vectors are kept in memory.",
+            )
+        return self.index
+
+    def _settings(self) -> dict[str, Any]:
+        return {}  # not yet to be made again without the model
+
+    def _about(self) -> dict[str, Any]:
+        source = self.influence_model.several.source
+        about: dict[str, Any] = self._of_one_layer("_about")()
+        about |= {
+            "layer": ", ".join(source.layers),
+            "layers": list(source.layers),
+            "left_out": dict(source.left_out),
+            "n_weights": sum(g * d * c for g, d, c in (s.shape for s in source.layers.values())),
+        }
+        if self._rule.is_expansion:
+            about["step_size"] = 0.0
+        return about
+
+    def _measured(self) -> dict[str, Any]:
+        measured: dict[str, Any] = self._of_one_layer("_measured")()
+        return measured | {"relative_residual": self._rule.relative_residual}
+
+    @property
+    def relative_residual(self) -> float:
+        """What the solver left of its first right-hand sides, relative to these."""
+        return self._rule.relative_residual
+
+
+def _placed(by_output: np.ndarray, seen: Observation) -> Array:
+    """Return weights of outputs at all positions, where one position of each sample was chosen."""
+    if seen.places is None:
+        return by_output
+    n_positions, places = seen.places
+    whole = np.zeros((len(by_output), n_positions, by_output.shape[-1]))
+    whole[np.arange(len(by_output)), places] = by_output
+    return whole
