@@ -350,7 +350,7 @@ def test_the_contract(small):
     tolerances.assert_close(values, own, tolerances.SOLVE)
     vectors = [vector for _, vector in method.compute_influence_vector(batches)]
     assert set(vectors[0]) == {"conv", "first", "skip", "last"}
-    samples, top = method.compute_top_k_from_training_dataset(batches, 3)
+    samples, _ = method.compute_top_k_from_training_dataset(batches, 3)
     assert np.array_equal(np.asarray(samples), small.x[np.argsort(-own)[:3]])
     expected, _ = expected_lje(small, small.predicted[N:])
     for cache in (whence.CACHE.MEMORY, whence.CACHE.NO_CACHE):

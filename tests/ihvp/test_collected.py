@@ -1,4 +1,4 @@
-"""Curvature rows as they are gathered: which are kept, of whom, and what share of the curvature they hold."""
+"""Curvature rows as they are gathered: which are kept, of whom, and what share they hold."""
 
 import numpy as np
 import pytest

@@ -51,7 +51,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Tokens, a learned position (left out), self- and cross-attention, a dense layer of one's own weights."""
+    """Tokens, a learned position (left out), attention, a product with weights of one's own."""
 
     def __init__(self, batch_first=True):
         super().__init__()

@@ -1,12 +1,12 @@
 """The mathematics of every method over several layers: the same formulas, inner products over rows.
 
-With ``<., .>`` summed over layers, gradient rows ``g_i`` of the training losses and ``q_t`` of what is asked::
+With ``<., .>`` summed over layers, gradient rows ``g_i`` of training losses, and ``q_t`` of what is asked::
 
     v(i, t)   = -(1/N) <q_t, M g_i>                          gradients; M = H^{-1} for influence functions
     v_j(i, t) =  f_j(t) / N - (1/N) <q_t, H^{-1} g_i>        local Jacobian expansion, q_t the row of f_j(t)
 
-so that ``sum_i v_j(i, t) = f_j(t) - <q_t, H^{-1} gbar>``, what the linearised network says of ``t`` after one
-Newton step. ``f`` are the pre-activations of the output layer.
+so that ``sum_i v_j(i, t) = f_j(t) - <q_t, H^{-1} gbar>``: what the linearised network says of ``t`` after
+one Newton step. ``f`` are the pre-activations of the output layer.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def curvature_rows(
     seed: int,
     is_drawn: bool,
 ) -> CurvatureRows:
-    """Return the Gauss-Newton matrix of stored samples, of all or of some drawn through a shuffle buffer."""
+    """Return the Gauss-Newton matrix of stored samples, or of some drawn through a shuffle buffer."""
     parts = [shard.curvature for shard in index.shards]
     if n_samples is not None and n_samples < index.n_samples:
         rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 """Exact solvers of several layers: by curvature rows (dual), by weights (primal), layer by layer.
 
-The dual form is the Woodbury identity: with the ``M`` curvature rows as ``Z`` and ``v`` a vector of weights,
+The dual form is the Woodbury identity. With the ``M`` curvature rows ``Z`` and a vector ``v`` of weights,
 
     ``(H + Lambda)^{-1} v = Lambda^{-1} (v - Z^T (N I + Z Lambda^{-1} Z^T)^{-1} Z Lambda^{-1} v)``,
 

@@ -1,7 +1,8 @@
 """The Gauss-Newton matrix of several layers, given by rows, and what its solvers share.
 
-``H = (1/N) sum_m z_m z_m^T`` with curvature rows ``z_m`` (:mod:`whence.layers.roots`), ``Lambda`` the damping
-plus each weight's own L2. A vector of all weights is the layers' matrices one after another: ``D`` numbers.
+``H = (1/N) sum_m z_m z_m^T`` with curvature rows ``z_m`` (:mod:`whence.layers.roots`); ``Lambda`` is the
+damping plus each weight's own L2. A vector of all weights is the layers' matrices one after another: ``D``
+numbers.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class RowsIHVP(InverseHessianVectorProduct):
         return _sum(images, own)
 
     def measured(self, right: Rows, solution: Rows) -> float:
-        """Return ``|B - (H + Lambda) X| / |B|`` of a random combination, measured on the first call only."""
+        """Return ``|B - (H + Lambda) X| / |B|`` of a random combination; measured on the first call."""
         if self._relative_residual is None:
             signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(1, right.n_samples))
             mix = like(signs, right.like)

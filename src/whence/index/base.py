@@ -309,7 +309,7 @@ class Index:
         return Shard(**arrays, gradients=gradients, curvature=curvature)
 
     def _several_layers(self, rows: np.ndarray) -> tuple[Rows | None, CurvaturePart | None]:
-        """Return what is known of several layers at some rows; of the curvature only if these are distinct."""
+        """Return what is known of several layers at some rows; of curvature only if these are distinct."""
         if self.shards[0].gradients is None:
             return None, None
         starts = np.cumsum([0, *self.counts])

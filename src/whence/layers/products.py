@@ -1,13 +1,14 @@
 """Products of rows: the tangent kernel, sums, and products with vectors of all weights.
 
-``<x, y> = sum over layers, and over positions p and p', of (a_p . a'_{p'}) (delta_p . delta'_{p'})``: products
-of small factors, which never form a vector of all weights. Where a gradient written out is the cheaper way,
-as of convolutions with many positions, it is written out, for a few samples at a time.
+``<x, y> = sum_l sum_{p, p'} (a_p . a'_{p'}) (delta_p . delta'_{p'})`` over layers and positions: products
+of small factors, which never form a vector of all weights. Where a gradient written out is cheaper, as of
+convolutions with many positions, it is written out, for a few samples at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 from array_api_compat import device as device_of
@@ -21,7 +22,7 @@ __all__ = ["combined", "inner", "inner_by_pairs", "squared_norms"]
 WRITTEN_BYTES = 128 * 2**20
 
 
-def inner(left: Rows, right: Rows, dtype: Mapping | object = None) -> Array:
+def inner(left: Rows, right: Rows, dtype: object = None) -> Array:
     """Return ``<x_i, y_j>`` for all pairs of rows, shape ``(n, m)``.
 
     Parameters
@@ -187,7 +188,7 @@ def _runs(term: Tokens) -> Iterator[tuple[int, np.ndarray, Array]]:
     values = _segment_sums(xp.take(flat, like(places, flat), axis=0), firsts)
     token, sample = token[firsts], sample[firsts]
     edges = np.flatnonzero(np.concatenate([[True], token[1:] != token[:-1], [True]]))
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         yield int(token[start]), sample[start:stop], values[start:stop, :]
 
 

@@ -1,8 +1,8 @@
 """Roots of the curvature of a loss: ``K_i = R_i R_i^T``, column by column.
 
-The Gauss-Newton matrix of a network is ``(1/N) sum_i J_i^T K_i J_i`` with ``J_i`` the derivative of the
-outputs ``u_i``. With roots ``R_i`` of ``K_i`` it is ``(1/N) sum_m z_m z_m^T``, where ``z_m`` is the gradient
-of the number ``R_i[:, c]^T u_i``: a row like any other.
+The Gauss-Newton matrix of a network is ``(1/N) sum_i J_i^T K_i J_i``, with ``J_i`` the derivative of the
+outputs ``u_i``. With roots ``R_i`` of ``K_i`` it is ``(1/N) sum_m z_m z_m^T``, and ``z_m`` the gradient of
+the number ``R_i[:, c]^T u_i``: a row like any other.
 """
 
 from __future__ import annotations

@@ -59,9 +59,10 @@ class InfluenceModel:
     model : keras.Model, torch.nn.Module, estimator of scikit-learn, or booster of XGBoost or LightGBM
         The trained model; the adapter is picked by its type.
     start_layer : int, str, "all", or list of int and str, default=-1
-        The dense layer, by index or by name; several layers of any kind, or all of the network. With Keras, an index that points at a layer without
-        weights (Activation, Softmax, Dropout) means the nearest dense layer before it; with PyTorch,
-        indices count the linear modules in the order of their calls.
+        The dense layer, by index or by name. With Keras, an index that points at a layer without weights
+        (Activation, Softmax, Dropout) means the nearest dense layer before it; with PyTorch, indices
+        count the linear modules in the order of their calls. Of PyTorch modules several layers of many
+        kinds can be explained together: a list of them, or ``"all"``.
     loss_function : loss of the framework, optional
         ``None`` takes the loss that the model was compiled with, or returns itself. Its reduction over
         the batch does not matter.

@@ -590,9 +590,9 @@ def _possible_axes(call: Call, n_samples: int) -> list[int]:
     shape = call.inputs.shape
     axes = [0] if shape[0] % n_samples == 0 else []
     can_turn = call.kind in ("linear", "product", "embedding", "layer_norm", "rms_norm")
-    if can_turn and call.inputs.ndim > 1 and shape[1] == n_samples and call.output.ndim > 1:
-        if call.output.shape[1] == n_samples:
-            axes.append(1)
+    second = [array.shape[1] if array.ndim > 1 else 0 for array in (call.inputs, call.output)]
+    if can_turn and second == [n_samples, n_samples]:
+        axes.append(1)
     return axes
 
 

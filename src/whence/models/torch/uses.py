@@ -109,14 +109,14 @@ def _reader(kind: str, names: tuple[str, ...]) -> Callable[..., Call | None]:
 
 
 def _read_product(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """``inputs @ weight``."""
+    """Read ``inputs @ weight``."""
     if len(args) != 2 or getattr(args[1], "ndim", 0) != 2 or args[0].ndim < 2:
         return None
     return Call("product", args[1], None, args[0])
 
 
 def _read_sum_of_product(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """``bias + inputs @ weight``, as transformers' Conv1D."""
+    """Read ``bias + inputs @ weight``, as transformers' Conv1D."""
     if len(args) != 3 or kwargs.get("beta", 1) != 1 or kwargs.get("alpha", 1) != 1 or args[0].ndim != 1:
         return None
     return Call("product", args[2], args[0], args[1])
