@@ -89,9 +89,9 @@ class Case:
         by = units.reshape(len(outputs), -1)
         return by
 
-    def model(self, layers="all"):
+    def model(self, layers="all", **options):
         loss = nn.CrossEntropyLoss()
-        return whence.InfluenceModel(self.net, layers, loss_function=loss, weight_decay=DECAY)
+        return whence.InfluenceModel(self.net, layers, loss_function=loss, weight_decay=DECAY, **options)
 
 
 @pytest.fixture(scope="module", params=["small", "tagger"])
@@ -274,7 +274,7 @@ def test_one_position_of_a_sequence():
 def test_sample_weights_and_a_hessian_of_some_samples(small):
     weight = np.random.default_rng(1).uniform(0.5, 2, size=N)
     method = whence.RepresenterPointLJE(
-        small.model(), [(*small.train, weight)], whence.ExactIHVPFactory(DAMPING)
+        small.model(batch=("x", "y", "weight")), [(*small.train, weight)], FACTORIES["exact"]
     )
     weighted = Case("small")
     weighted.g = weighted.g * np.append(weight, np.ones(T))[:, None]

@@ -324,7 +324,7 @@ class TorchAdapter(Adapter):
         with torch.enable_grad():
             point = self._pre_activations(batch).requires_grad_()
             output = self._caller.output(tail.run(batch, point).result)
-            return checked_weights(torch, output, point, self._layer_name).detach()
+            return checked_weights(torch, output, point, self._layer_name, self._of_mean).detach()
 
     @contextmanager
     def on_device(self, device: str | None) -> Iterator[None]:
