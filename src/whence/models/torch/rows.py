@@ -16,7 +16,7 @@ from whence.arrays.base import as_numpy
 from whence.data.base import take_rows
 from whence.layers.products import combined, inner_by_pairs, squared_norms
 from whence.layers.rows import Factors, Matrices, Rows, Term, Tokens
-from whence.models.torch.tail import inference
+from whence.models.torch.replica import inference
 from whence.models.torch.uses import (
     Call,
     attention_arguments,
