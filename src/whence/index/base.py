@@ -19,13 +19,13 @@ from whence.arrays.base import Array, as_array, as_numpy, namespace
 from whence.data.order import no_positions
 from whence.engine.base import Engine, Serial, cut
 from whence.ihvp.collected import CurvaturePart
+from whence.index.narrowing import Narrowing
 from whence.index.shard import (
     RowBuffer,
     Shard,
     check_feature_dtype,
     joined,
     joined_weights,
-    narrow,
     shard_rows,
 )
 from whence.layers.linear_layer import Block
@@ -99,6 +99,7 @@ class Index:
 
     def __init__(self, feature_dtype: Any = None) -> None:
         self._feature_dtype = check_feature_dtype(feature_dtype)
+        self._narrowing = Narrowing(self._feature_dtype)
         self.shards = []
         self._buffer = RowBuffer()
         self._shard_rows = 0
@@ -138,7 +139,7 @@ class Index:
         """Add a batch of samples; with rows of several layers where these are explained."""
         assert isinstance(self.shards, list)
         self._shard_rows = self._shard_rows or shard_rows(phi, gradients)
-        features = narrow(phi, self._feature_dtype)
+        features = self._narrowing(phi)
         batch = Shard(features, target, weight, as_numpy(fingerprint), None, gradients, curvature)
         self._buffer.add(batch)
         while self._buffer.n_rows >= self._shard_rows:
@@ -154,6 +155,7 @@ class Index:
             an integer.
         """
         assert isinstance(self.shards, list)
+        self._narrowing.check()
         if self._buffer.n_rows:
             self.shards.append(self._buffer.take(self._buffer.n_rows))
         self._ids = check_ids(ids, self.n_samples)

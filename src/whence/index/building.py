@@ -21,9 +21,10 @@ from whence.index.base import Index, check_ids
 from whence.index.files import Lock, open_array, write_array, write_json
 from whence.index.layout import arrays_of
 from whence.index.methods import METHOD_FILE
+from whence.index.narrowing import Narrowing
 from whence.index.records import PLAN, SHARD, WHOLE, difference
 from whence.index.several import arrays_of_layers
-from whence.index.shard import Shard, check_feature_dtype, narrow, shard_rows
+from whence.index.shard import Shard, check_feature_dtype, shard_rows
 from whence.index.store import (
     BEGUN,
     FORMAT,
@@ -166,7 +167,9 @@ class Writer(Index):
         curvature: CurvaturePart | None = None,
     ) -> None:
         """Add a batch of samples; those that are stored already are compared with what is there."""
-        features = narrow(phi, self._feature_dtype)
+        if self._narrowing.dtype != self._feature_dtype:  # that of what is there already
+            self._narrowing = Narrowing(self._feature_dtype)
+        features = self._narrowing(phi)
         features = features if isinstance(features, SparseRows) else as_numpy(features)
         self.plan_for(features, phi, gradients)
         n_complete = None if self._manifest is None else self._manifest["n_samples"]
@@ -220,6 +223,7 @@ class Writer(Index):
 
     def finish(self, ids: Any = None) -> StoredIndex:
         """Close the index, name its samples (positions by default) and return it."""
+        self._narrowing.check()
         if self._buffer.n_rows:
             self._write_shard((self.n_seen - 1) // self._shard_rows)
         n_stored = sum(record["n_samples"] for record in self.records.values())

@@ -26,7 +26,8 @@ from whence.data.tables import is_table
 from whence.engine.base import Engine
 from whence.index import Index, Shard, StoredIndex, Writer
 from whence.index.building import write_shard
-from whence.index.shard import RowBuffer, narrow
+from whence.index.narrowing import Narrowing
+from whence.index.shard import RowBuffer
 from whence.index.store import StoredShard, damage
 from whence.indexing.observation import Observer, Watcher
 from whence.progress import track
@@ -113,13 +114,14 @@ class Extraction:
         self._concurrent_reads = concurrent_reads
         self._theta: np.ndarray | None = None
         self._is_checked = False
-        self._feature_dtype: str | None = None
+        self._narrowing = Narrowing(None)
         self._folder = Path()
         self._plan: dict[str, Any] = {}
 
     def into(self, writer: Writer) -> Extraction:
         """Say which index is filled, once it is begun; return itself."""
-        self._folder, self._plan, self._feature_dtype = writer.folder, writer.plan, writer.feature_dtype
+        self._folder, self._plan = writer.folder, writer.plan
+        self._narrowing = Narrowing(writer.feature_dtype)
         return self
 
     def __call__(self, share: Share) -> Filled:
@@ -162,6 +164,7 @@ class Extraction:
                 ended = min((number + 1) * rows, share.stop) <= piece.row + piece.n_samples
                 if ended and number not in records:
                     records[number] = self._write(number, buffers[number], skipped[number])
+        self._narrowing.check()
         return Filled(records, counts, ids)
 
     def _mended(self, share: Share, records: dict[int, dict[str, Any]]) -> list[int]:
@@ -271,7 +274,7 @@ class Extraction:
             rows = model.training_rows(seen)
             if model is not self._given and not self._is_checked:
                 self._check_identity(model)
-        features = narrow(seen.phi, self._feature_dtype)
+        features = self._narrowing(seen.phi)
         features = features if isinstance(features, SparseRows) else as_numpy(features)
         weight = None if seen.weight is None else as_numpy(seen.weight)
         return Shard(features, as_numpy(seen.target), weight, fingerprints(batch), None, *rows)
