@@ -395,3 +395,92 @@ def test_a_module_that_reaches_its_parts_past_the_tree_gives_the_same_numbers():
     for values in in_threads(lambda: method.influences(asked), lambda: None, n_threads=3):
         np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-8)
     assert all(module.training for module in method.influence_model.model.modules())
+
+
+# ---- samples that the constructor did not see -----------------------------------------------------
+
+
+def softmax_head():
+    torch.manual_seed(2)
+    return torch.nn.Sequential(torch.nn.Linear(D, C)).double()
+
+
+def by_hand(net, seen):
+    """Gradients ``(N, P)`` of all samples, and the damped Hessian of those seen, by autograd."""
+    weight = torch.cat([net[0].weight.T, net[0].bias[None]]).detach()
+    phi = torch.cat([torch.tensor(X).double(), torch.ones(N, 1)], dim=1)
+    y = torch.tensor(Y)
+
+    def losses(theta):
+        return torch.nn.functional.cross_entropy(phi @ theta, y, reduction="none")
+
+    gradients = torch.autograd.functional.jacobian(losses, weight).reshape(N, -1)
+    hessian = torch.autograd.functional.hessian(lambda theta: losses(theta)[seen].mean(), weight)
+    return gradients.numpy(), hessian.reshape(weight.numel(), -1).numpy() + 0.1 * np.eye(weight.numel())
+
+
+def test_samples_that_the_constructor_did_not_see_are_computed_beside_its_hessian():
+    net, seen = softmax_head(), np.arange(10)
+    data = X.astype(float), Y
+    method = whence.InfluenceFunctions(
+        whence.InfluenceModel(net, loss_function=torch.nn.CrossEntropyLoss()),
+        (data[0][seen], Y[seen]),
+        whence.ExactIHVPFactory(damping=0.1),
+        progress=False,
+    )
+    gradients, hessian = by_hand(net, seen)
+    pairs = gradients @ np.linalg.solve(hessian, gradients.T)
+    batches = [(data[0][i : i + 7], Y[i : i + 7]) for i in range(0, N, 7)]
+    values = np.concatenate([np.asarray(v) for _, v in method.compute_influence_values(batches)])
+    np.testing.assert_allclose(values, np.diag(pairs), rtol=1e-6)
+    _, found = method.compute_top_k_from_training_dataset(batches, 5)
+    np.testing.assert_allclose(np.asarray(found), np.sort(np.diag(pairs))[::-1][:5], rtol=1e-6)
+    asked = (data[0][20:23], Y[20:23])
+    expected = pairs[20:23] / len(seen)
+    nested = method.estimate_influence_values_in_batches(asked, batches)
+    scores = np.concatenate([np.concatenate([np.asarray(v) for _, v in d], axis=1) for _, d in nested])
+    np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-9)
+    ((_, values, samples),) = method.top_k(asked, batches, k=3)
+    best = np.argsort(-expected, axis=1)[:, :3]
+    np.testing.assert_allclose(np.asarray(values), np.take_along_axis(expected, best, 1), rtol=1e-5)
+    np.testing.assert_array_equal(np.asarray(samples), data[0][best])
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ((X.astype(float), Y), "inputs of dtype float64, where they were float32"),
+        ((X, Y.astype("int32")), "labels of dtype int32, where they were int64"),
+        ((X, (Y + 1) % C), "has the features of sample 0 and another label"),
+    ],
+    ids=["dtype of inputs", "dtype of labels", "label"],
+)
+def test_where_ids_are_needed_it_is_said_what_differs(data, says, tmp_path):
+    method = made(Net().eval())
+    data = [tuple(data)]
+    for ask in (method.suspects, lambda d: method.top_k(NEW, d, 2, save_top_k_ds_path=tmp_path / "k")):
+        with pytest.raises(whence.WhenceError, match=says):
+            ask(data)
+
+
+def test_the_loss_behind_a_hidden_layer_can_be_asked_about():
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(torch.nn.Linear(D, 4), torch.nn.Tanh(), torch.nn.Linear(4, C)).double()
+    model = whence.InfluenceModel(net, "0", loss_function=torch.nn.CrossEntropyLoss())
+    data = X.astype(float), Y
+    factory = whence.ExactIHVPFactory(damping=0.5)
+    method = whence.InfluenceFunctions(model, data, factory, progress=False)
+    phi = torch.cat([torch.tensor(data[0]), torch.ones(N, 1)], dim=1)
+    theta = torch.cat([net[0].weight.T, net[0].bias[None]]).detach()
+
+    def losses(theta):
+        return torch.nn.functional.cross_entropy(net[1:](phi @ theta), torch.tensor(Y), reduction="none")
+
+    gradients = torch.autograd.functional.jacobian(losses, theta).reshape(N, -1).detach().numpy()
+    hessian = torch.autograd.functional.hessian(lambda t: losses(t).mean(), theta).reshape(
+        len(gradients[0]), -1
+    )
+    hessian = hessian.numpy() + 0.5 * np.eye(len(hessian))
+    expected = gradients @ np.linalg.solve(hessian, gradients.T) / N
+    np.testing.assert_allclose(method.influences(data), expected, rtol=1e-5, atol=1e-9)
+    assert method.explain(data, k=2).values.shape == (N, 2)

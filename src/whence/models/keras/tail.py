@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from whence.data.base import map_leaves
 from whence.models.keras.losses import PerSampleLoss
 
 __all__ = ["KerasTail", "Template", "intercepted"]
+
+#: Layers are changed while they are intercepted, which all threads see.
+_INTERCEPTING = threading.RLock()
 
 
 class KerasTail:
@@ -136,14 +140,22 @@ def intercepted(layer: Any, function: Callable[..., Any]) -> Iterator[None]:
     """Let ``function(call, *args)`` stand in for the layer's ``call`` inside this context.
 
     The attribute is set and removed behind Keras's own bookkeeping, so that the layer is the same
-    object in the same state afterwards.
+    object in the same state afterwards. Calls of other threads pass it by; one thread at a time is here.
     """
-    call = layer.call
-    object.__setattr__(layer, "call", lambda *args, **kwargs: function(call, *args, **kwargs))
-    try:
-        yield
-    finally:
-        object.__delattr__(layer, "call")
+    owner = threading.get_ident()
+    with _INTERCEPTING:
+        call = layer.call
+
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != owner:
+                return call(*args, **kwargs)
+            return function(call, *args, **kwargs)
+
+        object.__setattr__(layer, "call", stand_in)
+        try:
+            yield
+        finally:
+            object.__delattr__(layer, "call")
 
 
 @contextmanager
