@@ -237,6 +237,13 @@ class TorchAdapter(Adapter):
             labels = self._labels_of(labels, watched, int(features.shape[0]), positions)
         return Reading(features, mask, labels, batch, not isinstance(self._loss, CalledLoss))
 
+    def probe(self, inputs: Any, labels: Any) -> list[np.ndarray]:
+        """Return what the target layer takes in and what the model gives, of one pass."""
+        if self._form is None or isinstance(self._loss, CalledLoss):
+            return super().probe(inputs, labels)
+        features, watched = self._record(self._caller.batch(inputs, labels))
+        return [_on_host(features), _on_host(self._form.units_last(self._caller.output(watched.result)))]
+
     def output(self, batch: Any) -> np.ndarray:
         """Return what the loss is on, as the model gives it."""
         watched = self._run(batch)
