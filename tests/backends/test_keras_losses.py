@@ -399,3 +399,45 @@ def test_a_regulariser_that_is_not_l2_is_spoken_of():
     )
     with pytest.warns(UserWarning, match="no multiple of the sum of squares"):
         lje(net, (X, Y), loss_function=CROSS_ENTROPY)
+
+
+# ------------------------------------------------------------------------- functions of the user
+
+
+def huber_of(outputs, batch):
+    gap = ops.abs(outputs[:, 0] - batch[1])
+    return ops.where(gap < 0.7, gap**2 / 2, 0.7 * (gap - 0.35))
+
+
+def test_functions_of_the_user_call_the_model_and_give_its_losses():
+    net = functional(SEVERAL["list"])
+    options = {
+        "forward": lambda model, batch: model(batch[0], training=False)[1],
+        "loss": huber_of,
+    }
+    wrapped = whence.InfluenceModel(net, "value", **options)
+    method = whence.RepresenterPointLJE(wrapped, (X, Z), whence.ExactIHVPFactory(damping=0.1))
+    gap = np.abs(head_pre_activations(net, head="value")[:, 0] - Z)
+    expected = np.where(gap < 0.7, gap**2 / 2, 0.7 * (gap - 0.35))
+    np.testing.assert_allclose(losses_of(method), expected, atol=1e-5)
+    assert method.explain((X[:3], Z[:3]), 2).ids.shape == (3, 2)
+    plain = whence.InfluenceModel(net, "value", loss_function=keras.losses.Huber(0.7))
+    other = whence.RepresenterPointLJE(plain, (X, Z), whence.ExactIHVPFactory(damping=0.1))
+    np.testing.assert_allclose(method.influences((X, Z)), other.influences((X, Z)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss": huber_of, "loss_function": "mse"}, "not both"),
+        ({"loss": lambda outputs: outputs}, "loss\\(outputs, batch\\)"),
+        ({"forward": "call"}, "forward\\(model, batch\\)"),
+        ({"loss": lambda outputs, batch: ops.mean(outputs)}, "loss of each sample"),
+        ({"loss": lambda outputs, batch: outputs[:, 0] - ops.mean(batch[1])}, "changes with the others"),
+        ({"loss": lambda outputs, batch: huber_of(outputs, batch) * batch[0][:, 0]}, "NoneType"),
+    ],
+)
+def test_functions_that_are_none(options, words):
+    net = keras.Sequential([keras.Input((5,)), layers.Dense(1)])
+    with pytest.raises(WhenceError, match=words):
+        lje(net, (X, Z), **options)

@@ -20,7 +20,16 @@ from whence.layers.losses import Loss
 from whence.models.differentiated import DifferentiatedLoss
 from whence.models.state import Part
 
-__all__ = ["ADAPTERS", "Adapter", "LossSpec", "Reading", "Weights", "adapter_for", "register_adapter"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "LossSpec",
+    "Reading",
+    "Weights",
+    "adapter_for",
+    "check_callable",
+    "register_adapter",
+]
 
 
 @dataclass(frozen=True)
@@ -366,6 +375,18 @@ def _check_options(adapter: Any, options: Any) -> None:
                 repr(options[name]),
                 "Leave it out.",
             )
+
+
+def check_callable(function: Any, argument: str, form: str) -> Any:
+    """Return a function of the user, or raise unless it takes two arguments; None stays None."""
+    if function is None:
+        return None
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError):
+        got = getattr(function, "__name__", repr(function))
+        raise WhenceError(argument, f"a function {form}", got, "See docs/howto/any-loss.md.") from None
+    return function
 
 
 def adapter_for(model: Any, start_layer: int | str, loss_function: Any, options: Any) -> Adapter:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError, warn
+from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, import_extra
 from whence.data.base import leaves, map_leaves, take_rows
-from whence.models.adapter import Adapter, LossSpec, Weights, register_adapter
+from whence.models.adapter import Adapter, LossSpec, Weights, check_callable, register_adapter
 from whence.models.differentiated import DifferentiatedLoss, identity_of
 from whence.models.keras.backends import backend_of
 from whence.models.keras.finding import (
@@ -22,7 +22,7 @@ from whence.models.keras.finding import (
     with_lasting_name,
     without_number,
 )
-from whence.models.keras.losses import PerSampleLoss, loss_spec
+from whence.models.keras.losses import GivenLoss, PerSampleLoss, loss_spec
 from whence.models.keras.outputs import Outputs
 from whence.models.keras.own_loss import (
     COMPARED_ROWS,
@@ -31,6 +31,7 @@ from whence.models.keras.own_loss import (
     own_loss_of,
     tell_own_loss,
 )
+from whence.models.keras.regularisers import l2_curvature
 from whence.models.keras.tail import KerasTail, Template, intercepted
 from whence.models.state import Part
 
@@ -53,6 +54,12 @@ class KerasAdapter(Adapter):
     classes : bool, optional
         Whether a loss without a closed form is on classes. ``None`` knows it of Keras's own losses
         and takes functions to be on values.
+    forward : callable, optional
+        ``forward(model, batch)`` calls the model in inference mode, with a batch ``(inputs, None)``, and
+        returns the outputs that the loss is on. ``None`` calls ``model(inputs, training=False)``.
+    loss : callable, optional
+        ``loss(outputs, batch)`` returns the loss of each sample, with a batch ``(None, labels)``; in place
+        of ``loss_function``.
     """
 
     def __init__(
@@ -62,8 +69,17 @@ class KerasAdapter(Adapter):
         loss_function: Any = None,
         *,
         classes: bool | None = None,
+        forward: Callable[[Any, Any], Any] | None = None,
+        loss: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         self._keras = import_extra("keras", "tensorflow")
+        self._options: dict[str, Any] = {"classes": classes, "forward": forward, "loss": loss}
+        self._forward = check_callable(forward, "forward", "forward(model, batch)")
+        self._hook = check_callable(loss, "loss", "loss(outputs, batch)")
+        if loss is not None and loss_function is not None:
+            raise WhenceError(
+                "loss", "one loss", "loss_function and loss", "Give loss=, or loss_function=, not both."
+            )
         self._model = model
         self._loss_function = loss_function
         self._classes = classes
@@ -72,14 +88,20 @@ class KerasAdapter(Adapter):
         self._is_default = start_layer == -1
         self._applied = applied_layer(self._keras, model, self._layer)
         self._outputs = Outputs(model, self.layer_name)
-        self._tail = KerasTail(self._keras, model, self._layer, self._applied, self._outputs.of)
+        self._tail = KerasTail(self._keras, model, self._layer, self._applied, self._call, self._outputs.of)
         self._backend = backend_of(self._keras, model)
         self._compiled_features = self._backend.forward(self._record_features)
-        self._known_loss: PerSampleLoss | None = None
+        self._known_loss: PerSampleLoss | None = None if loss is None else GivenLoss(self._keras, loss)
 
     def with_layer(self, layer: int | str) -> KerasAdapter:
         """Return an adapter of the same model for another target layer."""
-        return KerasAdapter(self._model, layer, self._loss_function, classes=self._classes)
+        return KerasAdapter(self._model, layer, self._loss_function, **self._options)
+
+    def _call(self, inputs: Any) -> Any:
+        """Call the model as its user does."""
+        if self._forward is None:
+            return self._model(inputs, training=False)
+        return self._forward(self._model, (map_leaves(self._keras.ops.convert_to_tensor, inputs), None))
 
     @property
     def model_name(self) -> str:
@@ -101,8 +123,8 @@ class KerasAdapter(Adapter):
         return Weights(
             self._on_host(layer.kernel),
             self._on_host(layer.bias) if layer.use_bias else None,
-            _l2_curvature(self._keras, layer.kernel_regularizer, layer.kernel.shape),
-            _l2_curvature(self._keras, layer.bias_regularizer, layer.bias.shape) if layer.use_bias else 0.0,
+            l2_curvature(self._keras, layer.kernel_regularizer, layer.kernel.shape),
+            l2_curvature(self._keras, layer.bias_regularizer, layer.bias.shape) if layer.use_bias else 0.0,
         )
 
     def state(self) -> Mapping[str, Part]:
@@ -124,7 +146,7 @@ class KerasAdapter(Adapter):
         A loss that the model computes itself has no closed form, until :meth:`learn_loss` found that it is
         the one that it was compiled with.
         """
-        if self._known_loss is not None and isinstance(self._known_loss, LossOfRows):
+        if isinstance(self._known_loss, LossOfRows | GivenLoss):
             return LossSpec(None, "", self._known_loss.described)
         compiled = self._compiled_loss()
         own = self._own_loss(compiled)
@@ -136,6 +158,8 @@ class KerasAdapter(Adapter):
 
     def learn_loss(self, inputs: Any, labels: Any) -> None:
         """Compare the model's own loss, where it has one, with the compiled one on the first batch."""
+        if isinstance(self._known_loss, GivenLoss):
+            return
         compiled = self._compiled_loss()
         own = self._own_loss(compiled)
         if own is None or labels is None:
@@ -158,7 +182,8 @@ class KerasAdapter(Adapter):
 
     def class_weights(self, target: np.ndarray) -> np.ndarray | None:
         """Return the weight of the compiled loss, where it has one, for each sample."""
-        weight = None if self._loss_function is not None else _loss_weights(self._model)
+        is_given = self._loss_function is not None or self._hook is not None
+        weight = None if is_given else _loss_weights(self._model)
         weight = self._outputs.part_of(weight)
         return None if weight is None or weight == 1 else np.full(len(target), float(weight))
 
@@ -175,7 +200,7 @@ class KerasAdapter(Adapter):
     def output(self, inputs: Any) -> np.ndarray:
         """Return the model's own output."""
         self._look(inputs)
-        return self._on_host(self._outputs.of(self._model(map_leaves(as_numpy, inputs), training=False)))
+        return self._on_host(self._outputs.of(self._call(map_leaves(as_numpy, inputs))))
 
     def tail(self, inputs: Any, pre_activations: np.ndarray) -> np.ndarray:
         """Return the model's output if the target layer gave these pre-activations."""
@@ -206,7 +231,7 @@ class KerasAdapter(Adapter):
             spec.described,
             self._backend.derivatives(self._tail.loss_at_rows(loss, template), spec.described),
             output,
-            identity_of((own, config), weights),
+            identity_of((own, config, self._forward), weights),
             boundary,
             n_outputs,
             loss.is_on_tags,
@@ -272,7 +297,7 @@ class KerasAdapter(Adapter):
             return call(x, *args, **kwargs)
 
         with intercepted(self._applied, recorded):
-            output = self._model(inputs, training=False)
+            output = self._call(inputs)
         if len(seen) == 1:
             mask = _mask_of(self._outputs.of(output))
             has_mask = mask is not None and len(mask.shape) == len(seen[0].shape) - 1
@@ -305,7 +330,7 @@ class KerasAdapter(Adapter):
         with ExitStack() as stack:
             for path, layer in layers_with_weights(self._keras, self._model).items():
                 stack.enter_context(intercepted(layer, record(path)))
-            output = self._model(two, training=False)
+            output = self._call(two)
         if not seen:
             return  # what is wrong with that, the features will tell
         shape = (*seen[0].shape[:-1], int(self._layer.kernel.shape[1]))
@@ -384,28 +409,6 @@ def _mask_of(tensor: Any) -> Any:
     except ImportError:  # before 3.7 it was an attribute on every backend
         return getattr(tensor, "_keras_mask", None)
     return get_keras_mask(tensor)
-
-
-def _l2_curvature(keras: Any, regularizer: Any, shape: Any) -> float:
-    """Return the second derivative of a penalty ``strength * sum(w**2)``: twice its strength.
-
-    One of the user's own is tried; where it is no such penalty its curvature is left out, as is that of L1.
-    """
-    strength = getattr(regularizer, "l2", None)
-    if regularizer is None or strength is not None or isinstance(regularizer, keras.regularizers.L1):
-        return 0.0 if strength is None else 2.0 * float(strength)
-    draw, ratios = np.random.default_rng(0), []
-    for scale in (0.5, 1.0, 2.0):
-        w = scale * draw.normal(size=tuple(shape)).astype(np.float32)
-        penalty = as_numpy(regularizer(keras.ops.convert_to_tensor(w)))
-        ratios.append(float(penalty) / float((w.astype(np.float64) ** 2).sum()))
-    if np.ptp(ratios) <= 1e-3 * max(ratios):
-        return 2.0 * ratios[0]
-    warn(
-        f"regulariser {type(regularizer).__name__}: expected L2, got a penalty that is no multiple of the "
-        "sum of squares. Its curvature is left out of the Hessian; add damping if it is to count."
-    )
-    return 0.0
 
 
 def _loss_weights(model: Any) -> Any:

@@ -9,7 +9,7 @@ from whence._errors import described as described_kind
 from whence.layers.names import loss_named, losses_of
 from whence.models.adapter import LossSpec
 
-__all__ = ["PerSampleLoss", "loss_spec"]
+__all__ = ["GivenLoss", "PerSampleLoss", "loss_spec"]
 
 #: Losses on classes without a closed form: where a single output speaks for class 1, unless it is a logit.
 _BOUNDARIES = {
@@ -93,6 +93,37 @@ class PerSampleLoss:
             return ops.mean(losses, axis=axes)
         mask = ops.cast(mask, losses.dtype)
         return ops.divide_no_nan(ops.sum(losses * mask, axis=axes), ops.sum(mask, axis=axes))
+
+
+class GivenLoss(PerSampleLoss):
+    """A function of the user that gives the loss of each sample: ``loss(outputs, (None, labels))``."""
+
+    def __init__(self, keras: Any, function: Any) -> None:
+        super().__init__(keras, None, getattr(function, "__name__", "loss"))
+        self._function = function
+
+    def identity(self) -> tuple[Any, dict[str, Any]]:
+        return self._function, {}
+
+    @property
+    def boundary(self) -> None:
+        """None: what its labels say is not known."""
+        return None
+
+    @property
+    def is_on_tags(self) -> bool:
+        return False
+
+    def __call__(self, labels: Any, output: Any, n_kept: int = 1) -> Any:
+        losses = self._function(output, (None, self._keras.ops.convert_to_tensor(labels)))
+        if len(getattr(losses, "shape", ())) == n_kept:
+            return losses
+        raise WhenceError(
+            "loss",
+            f"the loss of each sample{' and position' * (n_kept > 1)}: {n_kept} axes",
+            f"shape {tuple(getattr(losses, 'shape', ()))}",
+            "Return one number a sample, without a mean or sum over the batch.",
+        )
 
 
 def _in_columns(ops: Any, labels: Any, output: Any, n_kept: int) -> tuple[Any, Any]:

@@ -86,6 +86,10 @@ class LossOfRows(PerSampleLoss):
         return method, {"compiled": function, **settings, **plain}
 
     @property
+    def is_on_tags(self) -> bool:
+        return False
+
+    @property
     def boundary(self) -> None:
         """None: it may renumber the classes, so that labels name no outputs."""
         return None

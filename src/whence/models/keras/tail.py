@@ -33,17 +33,26 @@ class KerasTail:
     layer : keras.layers.Dense
     applied : keras.layers.Layer
         What the model calls: the layer itself, or the ``TimeDistributed`` around it.
+    call : callable
+        ``call(inputs)`` is what the model gives.
     choose : callable
-        ``choose(output)`` is the one output that is explained, of what the model gives.
+        ``choose(output)`` is the one output of that which is explained.
     """
 
     def __init__(
-        self, keras: Any, model: Any, layer: Any, applied: Any, choose: Callable[[Any], Any]
+        self,
+        keras: Any,
+        model: Any,
+        layer: Any,
+        applied: Any,
+        call: Callable[[Any], Any],
+        choose: Callable[[Any], Any],
     ) -> None:
         self._keras = keras
         self._model = model
         self._layer = layer
         self._applied = applied
+        self._call = call
         self._choose = choose
 
     def __call__(self, inputs: Any, u: Any, precision: str | None = None) -> Any:
@@ -71,7 +80,7 @@ class KerasTail:
                 return self._layer.activation(self._keras.ops.cast(u, dtype))
 
             with intercepted(self._applied, replaced):
-                return self._model(inputs, training=False)
+                return self._call(inputs)
 
     def at_rows(self, template: Template, u: Any, precision: str) -> Any:
         """Return the output ``(m, ...)`` for rows ``u (m, C)``: samples, or positions of any."""

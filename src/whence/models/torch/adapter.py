@@ -11,7 +11,7 @@ import numpy as np
 from whence._errors import WhenceError, warn
 from whence.arrays.base import Array, as_numpy, check_number, import_extra
 from whence.data.base import leaves, take_rows
-from whence.models.adapter import Adapter, LossSpec, Reading, Weights, register_adapter
+from whence.models.adapter import Adapter, LossSpec, Reading, Weights, check_callable, register_adapter
 from whence.models.differentiated import DifferentiatedLoss, identity_of
 from whence.models.state import Part
 from whence.models.torch.calls import Caller, Watched
@@ -19,7 +19,7 @@ from whence.models.torch.derivatives import TorchDerivatives, torch_output
 from whence.models.torch.form import Form, checked_weights, form_of, spread, stands_for_units
 from whence.models.torch.hooks import HookedLoss
 from whence.models.torch.layers import Dense, calls_in_order, dense_layers, used_behind
-from whence.models.torch.losses import check_callable, read_loss
+from whence.models.torch.losses import read_loss
 from whence.models.torch.module import check_device, device_named, takes, tensor_part, unwrapped
 from whence.models.torch.own import CalledLoss, own_loss
 from whence.models.torch.replica import inference, try_replica

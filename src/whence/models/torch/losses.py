@@ -13,7 +13,7 @@ from whence.arrays.base import as_numpy
 from whence.layers.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from whence.models.adapter import LossSpec
 
-__all__ = ["CLASS_OF_FUNCTION", "TAKE_CLASS_NUMBERS", "PerSampleLoss", "check_callable", "read_loss"]
+__all__ = ["CLASS_OF_FUNCTION", "TAKE_CLASS_NUMBERS", "PerSampleLoss", "read_loss"]
 
 #: Functions of torch.nn.functional, and the class of torch.nn that calls them.
 CLASS_OF_FUNCTION = {
@@ -177,18 +177,6 @@ def read_loss(loss: Any) -> PerSampleLoss:
             "Wrap it: loss_function=lambda output, target: your_loss(output, target, ...).",
         ) from None
     return PerSampleLoss(loss)
-
-
-def check_callable(function: Any, argument: str, form: str) -> Any:
-    """Return a function of the user, or raise unless it takes two arguments; None stays None."""
-    if function is None:
-        return None
-    try:
-        inspect.signature(function).bind(None, None)
-    except (TypeError, ValueError):
-        got = getattr(function, "__name__", repr(function))
-        raise WhenceError(argument, f"a function {form}", got, "See docs/howto/any-loss.md.") from None
-    return function
 
 
 def _kind_and_settings(loss: Any) -> tuple[str, dict[str, Any]]:
