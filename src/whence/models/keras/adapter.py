@@ -138,7 +138,7 @@ class KerasAdapter(Adapter):
         layer = self._layer
         pairs = [(layer.kernel_regularizer, layer.kernel), (layer.bias_regularizer, layer.bias)]
         given = [(kind, part.shape) for kind, part in pairs if part is not None]
-        return np.asarray([_l2_curvature(self._keras, kind, shape) for kind, shape in given])
+        return np.asarray([l2_curvature(self._keras, kind, shape) for kind, shape in given])
 
     def loss_spec(self) -> LossSpec:
         """Return the loss given, or the one that the model was compiled with for the layer's output.
