@@ -119,6 +119,14 @@ ROWS = dict(rows_of_numbers()) | {
         lambda w: made(batches(X, Y).repeat()),
         ("dataset", "a dataset that ends", "repeats for ever", "Leave out repeat()"),
     ),
+    "dataset, rows of several lengths": (
+        lambda w: made(batches(tf.ragged.constant([[1.0], [2.0, 3.0]] * (N // 2)), Y)),
+        ("dataset", "dense tensors", "a RaggedTensor", "x.to_tensor()"),
+    ),
+    "dataset, sparse tensors": (
+        lambda w: made(batches(tf.sparse.from_dense(X), Y)),
+        ("dataset", "dense tensors", "a SparseTensor", "tf.sparse.to_dense"),
+    ),
     "dataset, weights that are all zero": (
         lambda w: made(batches(X, Y, 0 * ONES)),
         ("sample weights of dataset", "one that is not 0", "zeros only", "Leave weights out"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.arrays.base import as_numpy, import_extra
-from whence.data.base import Batch, Dataset, map_leaves, register_dataset
+from whence.data.base import Batch, Dataset, leaves, map_leaves, register_dataset
 
 __all__ = ["TensorFlowDataset"]
 
@@ -25,6 +25,17 @@ def _is_of_tensorflow(dataset: Any) -> bool:
     return type(dataset).__module__.startswith("tensorflow.") and hasattr(dataset, "element_spec")
 
 
+def _refuse_composites(dataset: Any, argument: str) -> None:
+    """Raise for tensors that are no arrays: rows of several lengths, and sparse ones."""
+    for spec in leaves(dataset.element_spec):
+        kind = type(spec).__name__
+        if kind in ("RaggedTensorSpec", "SparseTensorSpec"):
+            fix = "Give arrays: dataset.map(lambda x, y: (x.to_tensor(), y)), with a model that masks padding."
+            if kind.startswith("Sparse"):
+                fix = "Give arrays: dataset.map(lambda x, y: (tf.sparse.to_dense(x), y))."
+            raise WhenceError(argument, "dense tensors", f"a {kind.removesuffix('Spec')}", fix)
+
+
 @register_dataset("a batched tf.data.Dataset", _is_of_tensorflow)
 class TensorFlowDataset(Dataset):
     """A batched ``tf.data.Dataset``."""
@@ -34,6 +45,7 @@ class TensorFlowDataset(Dataset):
             raise WhenceError(
                 argument, "a dataset that ends", "one that repeats for ever", "Leave out repeat()."
             )
+        _refuse_composites(dataset, argument)
         self._dataset = dataset
         self.argument = argument
         self.unordered, self.note = _order_of(dataset)
