@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import tensorflow as tf
 from refusals import ONES, TESTED, TRAIN, D, N, X, Y, batches, made
 
 import whence
