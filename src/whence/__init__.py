@@ -13,6 +13,7 @@ from whence.answers.suspects import Suspects
 from whence.arrays.base import import_extra
 from whence.attribution import (
     Attribution,
+    Average,
     FeatureSimilarity,
     GradientCosine,
     GradientDotProduct,
@@ -20,6 +21,7 @@ from whence.attribution import (
     RepresenterPointL2,
     RepresenterPointLJE,
     TrainingLoss,
+    average,
     load_index,
 )
 from whence.data.base import register_dataset
@@ -51,6 +53,7 @@ __all__ = [
     "CACHE",
     "ORDER",
     "Attribution",
+    "Average",
     "BaseNearestNeighbors",
     "CGDIHVPFactory",
     "Cluster",
@@ -81,6 +84,7 @@ __all__ = [
     "TrainingLoss",
     "WhenceError",
     "WoodburyIHVPFactory",
+    "average",
     "load_index",
     "register_adapter",
     "register_dataset",

@@ -1,5 +1,6 @@
 """Attribution methods: each scores training samples for a prediction."""
 
+from whence.attribution.average import Average, average
 from whence.attribution.baselines import FeatureSimilarity, TrainingLoss
 from whence.attribution.contract import Attribution
 from whence.attribution.gradient import GradientCosine, GradientDotProduct
@@ -10,6 +11,7 @@ from whence.attribution.loading import load_index
 
 __all__ = [
     "Attribution",
+    "Average",
     "FeatureSimilarity",
     "GradientCosine",
     "GradientDotProduct",
@@ -17,5 +19,6 @@ __all__ = [
     "RepresenterPointL2",
     "RepresenterPointLJE",
     "TrainingLoss",
+    "average",
     "load_index",
 ]

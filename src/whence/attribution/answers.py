@@ -23,7 +23,7 @@ from whence.progress import track
 from whence.search.scores import LinearNearestNeighbors, Queries, scores
 from whence.search.top_k import ORDER
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "members_of"]
 
 #: Queries that are searched at once.
 QUERY_ROWS = 256
@@ -186,7 +186,7 @@ class Answers(Scorer):
         array of shape (T, N), or (T, G) for groups 0 to G - 1
         """
         self.index.check_named()  # whose column is whose
-        members = None if groups is None else _members(groups, self.index.n_samples)
+        members = None if groups is None else members_of(groups, self.index.n_samples)
         parts: list[np.ndarray] = []
         for question, _ in self.questions(samples, outputs=outputs, positions=positions, progress=progress):
             values = all_scores(self._checked_queries(question)[0], self.index)
@@ -367,7 +367,7 @@ def _outputs_of(outputs: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
     raise WhenceError("outputs", expected, f"{outputs!r}", fix)
 
 
-def _members(groups: Any, n_samples: int) -> np.ndarray:
+def members_of(groups: Any, n_samples: int) -> np.ndarray:
     """Return the indicators ``(N, G)`` of groups ``0`` to ``G - 1``, checked."""
     expected = f"{n_samples} integers, the group of each training sample: from 0 to N - 1, or -1 for none"
     fix = "Number the groups from 0, in the order of the dataset."
