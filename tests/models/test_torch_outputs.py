@@ -319,10 +319,28 @@ def test_the_last_layer_is_the_one_that_the_output_comes_from(end):
     assert wrapped.layer_name == "parts.last"
 
 
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "0.1", None, True])
+@pytest.mark.parametrize(
+    "value", [-1.0, float("nan"), float("inf"), "0.1", None, True, (0.1, -1.0), (1.0, 2.0, 3.0)]
+)
 def test_weight_decay_is_checked(value):
     with pytest.raises(whence.WhenceError, match="weight_decay"):
         whence.InfluenceModel(nn.Linear(2, 2), loss_function=nn.CrossEntropyLoss(), weight_decay=value)
+
+
+def test_weight_decay_of_two_groups():
+    torch.manual_seed(0)
+    model, loss = nn.Linear(D, 3).double(), nn.CrossEntropyLoss()
+    wrapped = whence.InfluenceModel(model, loss_function=loss, weight_decay=(0.3, 0.0))
+    index = wrapped.index((X, INTS), progress=False)
+    plain = whence.InfluenceModel(model, loss_function=loss)
+    undamped = plain.index((X, INTS), progress=False)
+    penalties = np.tile([0.3] * D + [0.0], 3)
+    both = [np.eye(15)[None].reshape(15, 3, 5).transpose(0, 2, 1)]
+    got, bare = (
+        w.layer.hessian_product(i, both[0]).transpose(0, 2, 1).reshape(15, 15)
+        for w, i in ((wrapped, index), (plain, undamped))
+    )
+    assert_close(got - bare, np.diag(penalties), 1e-9)
 
 
 @pytest.mark.parametrize("n_weights", [2, 4])

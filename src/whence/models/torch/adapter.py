@@ -50,14 +50,29 @@ class TorchAdapter(Adapter):
     classes : bool, optional
         Whether a loss without a closed form is on classes. ``None`` knows it of PyTorch's own losses and
         takes functions to be on values.
-    weight_decay : float, default=0.0
+    weight_decay : float or (float, float), default=0.0
         That of the optimiser, which is no part of a module: the second derivative of the penalty
-        ``weight_decay / 2 * sum(theta**2)``, on weights and bias as PyTorch's optimisers have it.
+        ``weight_decay / 2 * sum(theta**2)``, on weights and bias as PyTorch's optimisers have it. A pair is
+        of the weights and of the bias, where these are groups of their own.
     device : str or torch.device, optional
         Where features, Hessian and scores are kept and computed, as tensors; the model must be there.
         ``None``: on the host, as NumPy arrays.
     label_key : str, optional
         Where batches are dicts, the key of the labels; ``labels`` or ``label`` by default.
+    forward : callable, optional
+        ``forward(model, batch)`` runs the model in the user's way and returns its output, a tensor
+        ``(n, ...)``. A batch is ``(inputs, labels)``, or for dicts the whole dict with the labels under
+        ``label_key`` or ``"labels"``, as tensors on the model's device. Where there are none, labels are
+        None, or no key.
+    loss : callable, optional
+        ``loss(outputs, batch)`` returns the training loss of each sample, ``(n,)``; of each position,
+        ``(n, positions)``, where the layer is applied along a sequence. In place of ``loss_function``. What
+        it reads of a batch is stored with each sample.
+
+    Raises
+    ------
+    WhenceError
+        If the layer, the loss or an option is none of these, or the model has no dense layer.
     """
 
     third_is_weight = False  # many datasets of PyTorch give an index or a name there
@@ -69,7 +84,7 @@ class TorchAdapter(Adapter):
         loss_function: Any = None,
         *,
         classes: bool | None = None,
-        weight_decay: float = 0.0,
+        weight_decay: float | tuple[float, float] = 0.0,
         device: Any = None,
         label_key: str | None = None,
         forward: Any = None,
@@ -89,8 +104,10 @@ class TorchAdapter(Adapter):
         self._model = unwrapped(model)
         self._dense = dense_layers(self._torch, self._model)
         self._start_layer = start_layer
-        check_number(weight_decay, "weight_decay")
-        self._weight_decay = float(weight_decay)
+        pair = weight_decay if isinstance(weight_decay, list | tuple) else (weight_decay, weight_decay)
+        for number in pair if len(pair) == 2 else (weight_decay,):
+            check_number(number, "weight_decay")
+        self._weight_decay = float(pair[0]), float(pair[1])
         self._classes = classes
         self._loss: Any = None if loss_function is None else read_loss(loss_function)
         if loss is not None:
@@ -141,7 +158,7 @@ class TorchAdapter(Adapter):
     def weights(self) -> Weights:
         """Return the target layer's weights as they are now."""
         layer = self._chosen_layer()
-        return Weights(layer.kernel().T, layer.bias(), self._weight_decay, self._weight_decay)
+        return Weights(layer.kernel().T, layer.bias(), *self._weight_decay)
 
     def state(self) -> Mapping[str, Part]:
         """Return all parameters and buffers that are saved with the module."""
