@@ -215,6 +215,50 @@ def by_share(z, y):
     return F.cross_entropy(z, y, weight=len(y) / counts.clamp(min=1))
 
 
+def by_share_by_hand(z, y):
+    weight = len(y) / torch.bincount(y, minlength=C).clamp(min=1)
+    return (weight[y] * F.cross_entropy(z, y, reduction="none")).mean()
+
+
+@pytest.mark.parametrize("loss", [by_share, by_share_by_hand])
+def test_batches_of_one_sample_do_not_hide_that_samples_mix(loss):
+    with pytest.raises(
+        whence.WhenceError, match=r"weighted by the batch|hinges on the batch|same settings"
+    ):
+        whence.InfluenceModel(Own(loss)).index(
+            list(zip(X.split(1), INTS.split(1), strict=True)), progress=False
+        )
+
+
+def test_a_loss_that_is_another_one_in_training_is_refused():
+    class Smoothing(Own):
+        def forward(self, inputs, labels=None):
+            smoothing = 0.1 if self.training else 0.0
+            self.loss = lambda z, y: F.cross_entropy(self.drawn(z), y, label_smoothing=smoothing)
+            return super().forward(inputs, labels)
+
+    model = Smoothing(None)
+    model.drawn = nn.Dropout(0.5)
+    before = torch.random.get_rng_state()
+    for training in (True, False):
+        model.train(training)
+        with pytest.raises(whence.WhenceError, match="in training as in eval mode"):
+            whence.InfluenceModel(model, "head").index((X, INTS), progress=False)
+        assert model.training == model.drawn.training == training
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_loss_alone_is_refused():
+    class Bare(Own):
+        def forward(self, inputs, labels=None):
+            return super().forward(inputs, labels)["logits" if labels is None else "loss"]
+
+    model = Bare(F.cross_entropy)
+    with pytest.raises(whence.WhenceError, match="loss_function"):
+        whence.InfluenceModel(model).index((X, INTS), progress=False)
+    whence.InfluenceModel(model, loss_function=F.cross_entropy).index((X, INTS), progress=False)
+
+
 def clip(z, y):
     return F.cross_entropy(z @ z.T, torch.arange(len(z)))
 

@@ -75,8 +75,9 @@ class InfluenceModel:
     **options
         Options of the adapter. ``classes`` (Keras, PyTorch): whether a loss without a closed form is on
         classes. PyTorch: ``weight_decay`` of the optimiser, ``device`` to compute on, ``label_key`` of
-        batches that are dicts, ``forward`` and ``loss`` for what no rule can know; see :class:`whence.models.torch.adapter.TorchAdapter`. scikit-learn and
-        boosters: ``class_weight``, ``reg_lambda``; see :func:`whence.models.sklearn.adapter.open_sklearn`.
+        batches that are dicts, ``forward`` and ``loss`` for what no rule can know; see
+        :class:`whence.models.torch.adapter.TorchAdapter`. scikit-learn and boosters: ``class_weight``,
+        ``reg_lambda``; see :func:`whence.models.sklearn.adapter.open_sklearn`.
 
     Attributes
     ----------

@@ -10,7 +10,7 @@ import numpy as np
 
 from whence._errors import WhenceError, warn
 from whence.arrays.base import Array, as_numpy, check_number, import_extra
-from whence.data.base import leaves, take_rows
+from whence.data.base import concatenate, leaves, take_rows
 from whence.models.adapter import Adapter, LossSpec, Reading, Weights, check_callable, register_adapter
 from whence.models.differentiated import DifferentiatedLoss, identity_of
 from whence.models.state import Part
@@ -21,7 +21,7 @@ from whence.models.torch.hooks import HookedLoss
 from whence.models.torch.layers import Dense, calls_in_order, dense_layers, used_behind
 from whence.models.torch.losses import read_loss
 from whence.models.torch.module import check_device, device_named, takes, tensor_part, unwrapped
-from whence.models.torch.own import CalledLoss, own_loss
+from whence.models.torch.own import CalledLoss, check_is_that_of_training, own_loss
 from whence.models.torch.replica import inference, try_replica
 from whence.models.torch.rows import TorchRows
 from whence.models.torch.tail import TorchTail, repeated
@@ -122,6 +122,8 @@ class TorchAdapter(Adapter):
         self._layer_name = ""
         self._form: Form | None = None  # with what follows from it, learned from the first batch
         self._of_mean: Any = None
+        #: A batch whose labels are all alike, from which the model's own loss is known until others come.
+        self._lone: Any = None
         if self._loss is None and not takes(self._model, "labels"):
             raise WhenceError(
                 "loss_function",
@@ -241,6 +243,8 @@ class TorchAdapter(Adapter):
         batch = self._caller.batch(inputs, labels)
         if self._form is None:
             self._learn(batch)
+        elif self._lone is not None and labels is not None:
+            self._learn_again(batch)
         features, watched = self._record(batch)
         mask = self._mask_of(inputs, features)
         if self._device is None:
@@ -420,6 +424,12 @@ class TorchAdapter(Adapter):
                 probe = spread(probe.mean(dim=tuple(range(1, probe.ndim - 1))), form.positions)
             self._loss = own_loss(self._torch, run, self._caller.loss, batch, probe, form, self._model)
             self._check_penalty(batch, u)
+            with inference(self._torch, self._model) as run_now:
+                check_is_that_of_training(
+                    self._torch, run_now.model, lambda more: self._caller(batch, more), self._loss
+                )
+            labels = np.asarray(batch[1])
+            self._lone = batch if (labels == labels[:1]).all() else None
         if isinstance(self._loss, HookedLoss):
             with self._torch.no_grad():
                 output = self._caller.output(self._run(batch).result)
@@ -473,6 +483,31 @@ class TorchAdapter(Adapter):
                 "one with a term of the layer's weights by themselves, such as an L2 penalty",
                 "Pass the loss without it as loss_function=..., and an L2 penalty as weight_decay=...",
             )
+
+    def _learn_again(self, batch: Any) -> None:
+        """See whether the model's own loss is the same where labels differ, which they did not before."""
+        n = int(leaves(batch)[0].shape[0])
+        batch = take_rows(batch, np.arange(min(TRIED_ROWS, n)))
+        first = take_rows(self._lone, slice(0, 1))
+        try:
+            both = concatenate([batch, first])
+        except (ValueError, TypeError):  # samples that do not go into one batch
+            return
+        labels = np.asarray(both[1])
+        if (labels == labels[:1]).all():
+            return
+        before = self._loss
+        self._loss, self._form, self._lone = None, None, None
+        self._learn(take_rows(both, np.arange(max(3, len(labels))) % len(labels)))
+        now = self._loss
+        if type(now) is type(before) and now.described == before.described and now.factor == before.factor:
+            return
+        raise WhenceError(
+            "loss of the model itself",
+            "the same loss whatever else is in the batch",
+            "one that hinges on the batch: batches with labels that are all alike came first",
+            "Give batches of several samples.",
+        )
 
     def _reaches_output(self, name: str, batch: Any) -> bool:
         """Whether the model's output comes from a layer."""

@@ -122,8 +122,15 @@ class Caller:
         WhenceError
             If there are several.
         """
-        if hasattr(result, "detach"):
+        if hasattr(result, "detach") and result.ndim:
             return result
+        if hasattr(result, "detach"):
+            raise WhenceError(
+                "model",
+                "a model that returns its output, beside its loss if it computes one",
+                "a single number",
+                "Let it return (loss, output), or pass the loss as loss_function=...",
+            )
         if isinstance(result, Mapping) and "logits" in result:
             return result["logits"]
         if not isinstance(result, Mapping) and hasattr(result, "logits"):

@@ -22,7 +22,7 @@ from whence.models.torch.calls import LossCall, Watched
 from whence.models.torch.form import Form
 from whence.models.torch.losses import TAKE_CLASS_NUMBERS, PerSampleLoss
 
-__all__ = ["CalledLoss", "ComputedLoss", "own_loss"]
+__all__ = ["CalledLoss", "ComputedLoss", "check_is_that_of_training", "own_loss"]
 
 _NAMED = "loss of the model itself"
 _REMEDY = "Pass it as loss_function=lambda output, target: ..., or loss=..., one number a sample."
@@ -60,7 +60,7 @@ class CalledLoss(PerSampleLoss):
         """The label that stands for none."""
         return int(self.settings.get("ignore_index", -100))
 
-    def heard(self, watched: Watched, where: str = "this batch") -> LossCall:
+    def heard(self, watched: Watched, where: str = "for every batch") -> LossCall:
         """Return the call in what came of running the module, or raise if it is another one."""
         calls = watched.losses
         call = calls[self._place] if self._place < len(calls) else None
@@ -68,7 +68,7 @@ class CalledLoss(PerSampleLoss):
             return call
         raise WhenceError(
             _NAMED,
-            f"{self.described} with the same settings for every batch",
+            f"{self.described} with the same settings {where}",
             "other settings or another loss, such as classes weighted by their share of the batch",
             _REMEDY,
         )
@@ -200,6 +200,39 @@ def own_loss(
             "Pass it: loss=lambda outputs, batch: ..., one number for each position.",
         )
     return _computed(torch, run, loss_of, batch, u, model)
+
+
+def check_is_that_of_training(torch: Any, model: Any, call: Callable[[Any], Watched], loss: Any) -> None:
+    """Raise if the module calls a loss with other settings in training, such as smoothing.
+
+    Modules of PyTorch itself stay in eval mode, so that nothing is drawn or learned; what others draw or
+    learn is undone.
+
+    Parameters
+    ----------
+    torch : module
+    model : torch.nn.Module
+        In any mode.
+    call : callable
+        ``call(weights)`` runs the module in the mode that it is in, with these buffers.
+    loss : CalledLoss or ComputedLoss
+    """
+    if not isinstance(loss, CalledLoss):
+        return
+    own = [module for module in model.modules() if not type(module).__module__.startswith("torch.")]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    modes = [module.training for module in own]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            for module in own:
+                module.training = True
+            watched = call(buffers)
+        except Exception:  # what runs in training alone, and needs more than a batch
+            return
+        finally:
+            for module, mode in zip(own, modes, strict=True):
+                module.training = mode
+    loss.heard(watched, "in training as in eval mode")
 
 
 # ----------------------------------------------------------------------- a loss that the module calls
