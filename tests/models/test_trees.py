@@ -669,3 +669,118 @@ def test_a_model_that_adds_something_to_its_leaves_is_caught():
 
     model = Shifted(n_estimators=3).fit(*VALUES)
     assert "differ from that sum" in refused(model, VALUES)
+
+
+# --------------------------------------------------------------------- base margins
+
+EXPOSURE = np.random.default_rng(3).normal(size=len(COUNTS[1]))
+BINARY_EXPOSURE = np.random.default_rng(3).normal(size=len(BINARY[1]))
+CLASS_EXPOSURE = np.random.default_rng(3).normal(size=(len(CLASSES[1]), 3))
+
+
+def with_init_score(model, data, margins):
+    return model.fit(*data, init_score=margins)
+
+
+#: A model trained from base margins, its data and these, and the loss of its own margins.
+FROM_MARGINS = {
+    "xgboost, counts": (
+        lambda d, m: xgboost(xgb.XGBRegressor, objective="count:poisson").fit(*d, base_margin=m),
+        COUNTS,
+        EXPOSURE,
+        lambda u, y: np.exp(u[:, 0]) - y * u[:, 0],
+    ),
+    "xgboost, two classes": (
+        lambda d, m: xgboost().fit(*d, base_margin=m),
+        BINARY,
+        BINARY_EXPOSURE,
+        lambda u, y: np.log1p(np.exp(u[:, 0])) - y * u[:, 0],
+    ),
+    "xgboost, three classes": (
+        lambda d, m: xgboost().fit(*d, base_margin=m),
+        CLASSES,
+        CLASS_EXPOSURE,
+        lambda u, y: np.log(np.exp(u).sum(axis=1)) - u[np.arange(len(u)), y],
+    ),
+    "lightgbm, counts": (
+        lambda d, m: with_init_score(lightgbm(lgb.LGBMRegressor, objective="poisson"), d, m),
+        COUNTS,
+        EXPOSURE,
+        lambda u, y: np.exp(u[:, 0]) - y * u[:, 0],
+    ),
+    "lightgbm, two classes": (
+        lambda d, m: with_init_score(lightgbm(), d, m),
+        BINARY,
+        BINARY_EXPOSURE,
+        lambda u, y: np.log1p(np.exp(u[:, 0])) - y * u[:, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FROM_MARGINS)
+def test_base_margins_are_part_of_every_loss(case):
+    train, (x, y), margins, loss = FROM_MARGINS[case]
+    model = train((x, y), margins)
+    if case.startswith("xgboost"):
+        matrix = xgb.DMatrix(x, base_margin=margins)
+        own = model.get_booster().predict(matrix, output_margin=True).reshape(len(y), -1)
+    else:
+        own = model.booster_.predict(x, raw_score=True).reshape(len(y), -1) + margins.reshape(len(y), -1)
+    lje = method(model, ((x, margins), y), base_margin=True)
+    losses = np.concatenate([np.asarray(lje.layer.losses(shard.block)) for shard in lje.index.shards])
+    assert_close(losses, loss(own, y), 1e-5)
+    # residuals, by central differences of the loss of the model's own margins
+    residuals = np.concatenate([np.asarray(lje.layer.residuals(s.block)) for s in lje.index.shards])
+    for c in range(own.shape[1]):
+        step = 1e-5 * np.eye(own.shape[1])[c]
+        slope = (loss(own + step, y) - loss(own - step, y)) / 2e-5
+        np.testing.assert_allclose(residuals[:, c], slope, atol=1e-4 * np.abs(slope).max())
+    queries = (x[:5], margins[:5]), y[:5]
+    explanation = lje.explain(queries, 3)
+    assert_close(lje.influences(queries).sum(axis=1), explanation.totals, 1e-9)
+    said = model.predict(x[:5], base_margin=margins[:5]) if case.startswith("xgboost") else None
+    if said is not None:
+        assert_close(np.asarray(explanation.predictions, dtype=float), np.asarray(said, dtype=float), 1e-5)
+    assert np.array_equal(np.ravel(explanation.labels), y[:5])
+    assert len(lje.suspects(k=4).ids) == 4
+
+
+def test_base_margins_in_a_column_of_a_frame():
+    x, y = COUNTS
+    frame = pd.DataFrame(x, columns=[f"c{i}" for i in range(x.shape[1])])
+    model = xgboost(xgb.XGBRegressor, objective="count:poisson").fit(frame, y, base_margin=EXPOSURE)
+    whole = frame.assign(log_exposure=EXPOSURE)
+    ours = method(model, (whole, y), base_margin="log_exposure").influences((whole[:4], y[:4]))
+    theirs = method(model, ((x, EXPOSURE), y), base_margin=True).influences(((x[:4], EXPOSURE[:4]), y[:4]))
+    assert_close(ours, theirs, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs", "words"),
+    [
+        ({"base_margin": "log_exposure"}, "array", "a frame with the columns"),
+        ({"base_margin": ["a", "b"]}, "array", "the names of 1 columns"),
+        ({"base_margin": 3}, "array", "the names of 1 columns"),
+        ({"base_margin": True}, "array", r"\(X, base_margin\)"),
+        ({"base_margin": True}, "two margins", "1 numbers a sample"),
+        ({"base_margin": True}, "nan", "NaN"),
+    ],
+)
+def test_base_margins_that_are_none(options, inputs, words):
+    x, y = COUNTS
+    model = xgboost(xgb.XGBRegressor, objective="count:poisson").fit(x, y, base_margin=EXPOSURE)
+    given = {
+        "array": x,
+        "two margins": (x, np.stack([EXPOSURE, EXPOSURE], axis=1)),
+        "nan": (x, np.where(np.arange(len(y)) == 3, np.nan, EXPOSURE)),
+    }[inputs]
+    with pytest.raises(WhenceError, match=words):
+        method(model, (given, y), **options)
+
+
+def test_lightgbm_that_was_trained_without_them_is_found_out():
+    model = lightgbm(lgb.LGBMRegressor, objective="poisson").fit(*COUNTS)
+    with pytest.raises(WhenceError, match="without init_score"):
+        method(model, ((COUNTS[0], EXPOSURE), COUNTS[1]), base_margin=True)
+    with pytest.raises(WhenceError, match="base_margin: expected a booster"):
+        whence.InfluenceModel(RandomForestClassifier(3).fit(*BINARY), base_margin=True)

@@ -261,6 +261,7 @@ class Answers(Scorer):
             weight = self._shares(seen, batch.where)
             labelled = counted = as_numpy(seen.weight) > 0
         u = as_numpy(self.layer.pre_activations(seen.phi))
+        said = u if seen.target is None else self.layer.loss.with_margins(u, as_numpy(seen.target))
         if outputs is not None:
             outputs = _outputs_of(outputs, start, u.shape)
         elif self.label == "given" and (
@@ -273,16 +274,16 @@ class Answers(Scorer):
                 "Give them, or say which outputs to explain: explain(..., outputs=...).",
             )
         else:
-            outputs = self._own_outputs(u, seen.target)
+            outputs = self._own_outputs(said, seen.target)
         is_turned = (
             self.layer.loss.is_classification and self.layer.n_outputs == 1 and not self.asks_about_loss
         )
-        signs = np.where(is_turned & (u[..., 0] < 0), -1.0, 1.0)
+        signs = np.where(is_turned & (said[..., 0] < 0), -1.0, 1.0)
         question = self._question(seen, outputs, signs if weight is None else signs * weight)
         result = {
             "outputs": hide(outputs, counted),
             "signs": hide(signs, counted),
-            "predictions": hide(self._predictions(u), counted),
+            "predictions": hide(self._predictions(said), counted),
             "pre_activations": question.pick(u),
             "totals": self._totals(question),
         }

@@ -353,6 +353,7 @@ class Scorer(ABC):
         """Return the predictions of some stored samples, shape ``(n, ...)``."""
         shard = self.index.take(rows)
         u = as_numpy(self.layer.pre_activations(shard.phi))
+        u = self.layer.loss.with_margins(u, as_numpy(shard.target))
         return hide(self._predictions(u), _counted(shard.phi, shard.weight))
 
     def _place(self, needs_solver: bool) -> tuple[Engine, Scorer]:
@@ -439,8 +440,8 @@ def _counted(phi: Array, weight: Array | None) -> np.ndarray | None:
 
 def self_influence_of(scorer: Scorer, shard: Shard) -> np.ndarray:
     """Return the self-influence of the samples of a shard, shape ``(n,)``."""
-    u = as_numpy(scorer.layer.pre_activations(shard.phi))
-    outputs = scorer._own_outputs(u, as_numpy(shard.target))
+    u, target = as_numpy(scorer.layer.pre_activations(shard.phi)), as_numpy(shard.target)
+    outputs = scorer._own_outputs(scorer.layer.loss.with_margins(u, target), target)
     weight = shares(as_numpy(shard.weight)) if shard.phi.ndim == 3 else None
     return as_numpy(scorer._self_influence(shard, Question(shard.phi, outputs, weight)))
 

@@ -30,9 +30,7 @@ def _refuse_composites(dataset: Any, argument: str) -> None:
     for spec in leaves(dataset.element_spec):
         kind = type(spec).__name__
         if kind in ("RaggedTensorSpec", "SparseTensorSpec"):
-            fix = (
-                "Give arrays: dataset.map(lambda x, y: (x.to_tensor(), y)), to a model that masks padding."
-            )
+            fix = "Give arrays: dataset.map(lambda x, y: (x.to_tensor(), y)), and mask padding."
             if kind.startswith("Sparse"):
                 fix = "Give arrays: dataset.map(lambda x, y: (tf.sparse.to_dense(x), y))."
             raise WhenceError(argument, "dense tensors", f"a {kind.removesuffix('Spec')}", fix)

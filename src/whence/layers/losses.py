@@ -149,6 +149,10 @@ class Loss(ABC):
     def margin(self, u: Array, target: Array) -> Array:
         """Return how far ``u`` speaks for the target, shape ``(n,)``; negative if against it."""
 
+    def with_margins(self, u: Array, target: Array) -> Array:
+        """Return ``u`` with what the target brings along to be added to it; nothing for most losses."""
+        return u
+
     def given_output(self, target: Array) -> Array:
         """Return the output that the target names, shape ``(n,)``, integers."""
         if target.ndim == 1:

@@ -59,6 +59,7 @@ def open_sklearn(
     *,
     class_weight: Any = None,
     reg_lambda: float | None = None,
+    base_margin: Any = None,
 ) -> Adapter:
     """Return the adapter of an estimator, or of the last step of a pipeline.
 
@@ -74,6 +75,10 @@ def open_sklearn(
     reg_lambda : float, optional
         In place of the L2 strength on leaf values that XGBoost or LightGBM was trained with, and of what
         small steps and stopping add to it; 0 leaves the factory's damping alone.
+    base_margin : str, sequence of str, or True, optional
+        Where each sample's ``base_margin`` (XGBoost) or ``init_score`` (LightGBM) stands, which a booster
+        was trained with: a column of the frame that is none of the model's, or one for each class; or
+        ``True``, for inputs ``(X, base_margin)``. Training samples and explained ones bring it.
 
     Raises
     ------
@@ -83,23 +88,26 @@ def open_sklearn(
     pipe, final = split_pipeline(model)
     if reg_lambda is not None:
         check_number(reg_lambda, "reg_lambda")
-    adapter = _open(pipe, final, loss_function, class_weight, reg_lambda)
+    options = {"class_weight": class_weight, "reg_lambda": reg_lambda, "base_margin": base_margin}
+    adapter = _open(pipe, final, loss_function, options)
     return adapter.with_layer(start_layer)
 
 
-def _open(pipe: Pipe, final: Any, loss_function: Any, class_weight: Any, reg_lambda: Any) -> Adapter:
+def _open(pipe: Pipe, final: Any, loss_function: Any, options: dict[str, Any]) -> Adapter:
+    class_weight = options["class_weight"]
     bases = [f"{base.__module__.split('.')[0]}.{base.__name__}" for base in type(final).__mro__]
     if any(name.startswith("xgboost.") for name in bases):
         from whence.models.sklearn.xgboost import XGBoostAdapter
 
-        return XGBoostAdapter(final, pipe, loss_function, class_weight, reg_lambda)
+        return XGBoostAdapter(final, pipe, loss_function, **options)
     if any(name.startswith("lightgbm.") for name in bases):
         from whence.models.sklearn.lightgbm import LightGBMAdapter
 
-        return LightGBMAdapter(final, pipe, loss_function, class_weight, reg_lambda)
-    if reg_lambda is not None:
-        got = f"a {type(final).__name__}"
-        raise WhenceError("reg_lambda", "a booster of XGBoost or LightGBM", got, "Leave it out.")
+        return LightGBMAdapter(final, pipe, loss_function, **options)
+    for name in ("reg_lambda", "base_margin"):
+        if options[name] is not None:
+            got = f"a {type(final).__name__}"
+            raise WhenceError(name, "a booster of XGBoost or LightGBM", got, "Leave it out.")
     from whence.models.sklearn.forests import ENSEMBLES, open_ensemble
 
     for name in bases:

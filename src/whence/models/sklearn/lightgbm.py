@@ -35,6 +35,8 @@ class LightGBMAdapter(TreeAdapter):
         In place of the model's own, ``scale_pos_weight`` and ``is_unbalance``.
     reg_lambda : float, optional
         In place of the booster's own and of what its training implies.
+    base_margin : str, sequence of str or True, optional
+        See :func:`~whence.models.sklearn.adapter.open_sklearn`.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class LightGBMAdapter(TreeAdapter):
         loss_function: Any = None,
         class_weight: Any = None,
         reg_lambda: float | None = None,
+        base_margin: Any = None,
     ) -> None:
         self._model = model
         is_wrapper = hasattr(model, "get_params")
@@ -82,6 +85,7 @@ class LightGBMAdapter(TreeAdapter):
             one_against_rest=against_rest,
             by_class=weights_by_class(model, numbered if names is None else names, class_weight, own),
             was_held_back=reg_lambda is None,
+            base_margin=base_margin,
             l2_of_sum=on_leaves(l2, loss, n_outputs, against_rest),
             l1_of_sum=on_leaves(l1, loss, n_outputs, against_rest),
         )
@@ -93,6 +97,11 @@ class LightGBMAdapter(TreeAdapter):
     def _reached(self, x: Any) -> np.ndarray:
         reached = np.asarray(self._booster.predict(x, pred_leaf=True))
         return reached.reshape(len(reached), -1)
+
+    def _check_base_margins(self, x: Any, given: np.ndarray, columns: np.ndarray) -> None:
+        if np.abs(self._base).max() > 1e-9:  # LightGBM finds one only where training was given none
+            what = f"a base score of its own, {self._base}, and so trained without init_score"
+            raise refuse(self._model, what, "Leave base_margin out.")
 
     def _margin(self, x: Any) -> np.ndarray:
         margin = np.asarray(self._booster.predict(x, raw_score=True), dtype=np.float64)

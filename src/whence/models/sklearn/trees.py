@@ -26,8 +26,10 @@ import scipy.sparse
 from whence._errors import WhenceError
 from whence.arrays.base import Array
 from whence.arrays.sparse import SparseRows
+from whence.layers.base_margins import WithBaseMargins
 from whence.layers.losses import Loss, SquaredError
-from whence.models.adapter import Weights
+from whence.models.adapter import Reading, Weights
+from whence.models.sklearn.base_margins import BaseMargins, Labelled
 from whence.models.sklearn.class_weights import Counted
 from whence.models.sklearn.estimators import EstimatorAdapter, Pipe
 
@@ -112,6 +114,8 @@ class TreeAdapter(EstimatorAdapter):
         In which the library sums leaf values.
     n_features_in : int
         Columns of the data.
+    base_margin : str, sequence of str, True or None
+        See :class:`~whence.models.sklearn.base_margins.BaseMargins`. They take the place of the base score.
     """
 
     layer_name = "leaves"
@@ -132,7 +136,12 @@ class TreeAdapter(EstimatorAdapter):
         l1_of_sum: float = 0.0,
         was_held_back: bool = False,
         precision: Any = np.float64,
+        base_margin: Any = None,
     ) -> None:
+        n_outputs = leaves.theta.shape[1]
+        self._margins = None if base_margin is None else BaseMargins(base_margin, n_outputs)
+        if self._margins is not None:
+            loss = WithBaseMargins(loss, n_outputs)
         super().__init__(pipe, loss, classes, one_against_rest, by_class)
         self._name = name
         self._leaves = leaves
@@ -142,7 +151,7 @@ class TreeAdapter(EstimatorAdapter):
         self._precision = precision
         self._n_features_in = n_features_in
         self._was_checked = False
-        self._base = np.zeros(leaves.theta.shape[1])
+        self._base = np.zeros(n_outputs)
         if self.has_base:
             self._base = self._find_base()
 
@@ -166,7 +175,7 @@ class TreeAdapter(EstimatorAdapter):
 
     def weights(self) -> Weights:
         """Return leaf values and base score."""
-        base = self._base if self.has_base else None
+        base = self._base if self.has_base and self._margins is None else None
         return Weights(
             self._leaves.theta,
             base,
@@ -177,19 +186,53 @@ class TreeAdapter(EstimatorAdapter):
 
     def probe(self, inputs: Any, labels: Any) -> list[np.ndarray]:
         """Return the library's own margins too: those of all the trees that there are now."""
-        margins = self._margin(self._pipe(inputs)) if self._is_current() else np.empty(0)
+        x, _ = self._split(inputs)
+        margins = self._margin(self._pipe(x)) if self._is_current() else np.empty(0)
         return [*super().probe(inputs, labels), margins]
 
     def _is_current(self) -> bool:
         """Whether the trees that were read are still those of the user's model."""
         return True
 
+    def _split(self, inputs: Any) -> tuple[Any, np.ndarray | None]:
+        """Return the model's own inputs, and the base margins beside them, or None."""
+        return (inputs, None) if self._margins is None else self._margins.split(inputs)
+
+    def check_inputs(self, inputs: Any, where: str) -> None:
+        super().check_inputs(self._split(inputs)[0], where)
+
+    def read(self, inputs: Any, labels: Any) -> Reading:
+        """Return what there is to know of a batch, base margins beside its labels."""
+        reading = super().read(inputs, labels)
+        _, margins = self._split(inputs)
+        if margins is None:
+            return reading
+        if labels is None:
+            fix = "Give the labels with the samples."
+            raise WhenceError("labels", "labels, beside which base margins are read", "none", fix)
+        return reading._replace(labels=Labelled(labels, margins))
+
+    def encode_labels(self, labels: Any, where: str) -> np.ndarray:
+        """Return labels as the loss takes them; with base margins as rows that end in these."""
+        if not isinstance(labels, Labelled):
+            return super().encode_labels(labels, where)
+        given = super().encode_labels(labels.labels, where)
+        return np.column_stack([given.reshape(len(given), -1), labels.margins])
+
+    def class_weights(self, target: np.ndarray) -> np.ndarray | None:
+        if self._margins is not None and target.ndim == 2:
+            target = target[:, : -self._leaves.theta.shape[1]]
+        return super().class_weights(target)
+
     def features(self, inputs: Any) -> Array:
         """Return leaf indicators ``(n, leaves)``, sparse: one a tree, unless L1 holds a leaf at 0."""
-        x = self._pipe(inputs)
+        x, given = self._split(inputs)
+        x = self._pipe(x)
         columns = self._leaves.columns(self._reached(x))
         if not self._was_checked:
             self._check_margins(x, columns)
+            if given is not None:
+                self._check_base_margins(x, given, columns)
             self._was_checked = True
         n, n_trees = columns.shape
         ends = np.arange(0, n * n_trees + 1, n_trees)
@@ -200,6 +243,10 @@ class TreeAdapter(EstimatorAdapter):
             columns = columns[moves]
         ones = np.ones(columns.size)
         return SparseRows(scipy.sparse.csr_array((ones, columns.ravel(), ends), shape=shape))
+
+    def _check_base_margins(self, x: Any, given: np.ndarray, columns: np.ndarray) -> None:
+        """Raise unless base margins add to the leaves and take the place of the base score."""
+        return None
 
     def _check_margins(self, x: Any, columns: np.ndarray) -> None:
         """Raise unless the leaves give the library's own margins."""

@@ -36,6 +36,8 @@ class XGBoostAdapter(TreeAdapter):
         In place of ``scale_pos_weight``.
     reg_lambda : float, optional
         In place of the booster's own and of what its training implies.
+    base_margin : str, sequence of str or True, optional
+        See :func:`~whence.models.sklearn.adapter.open_sklearn`.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class XGBoostAdapter(TreeAdapter):
         loss_function: Any = None,
         class_weight: Any = None,
         reg_lambda: float | None = None,
+        base_margin: Any = None,
     ) -> None:
         self._xgboost = import_extra("xgboost", "trees")
         self._model = model
@@ -82,6 +85,7 @@ class XGBoostAdapter(TreeAdapter):
             n_features_in=int(parameters["num_feature"]),
             by_class=weights_by_class(model, numbered if names is None else names, class_weight, own),
             was_held_back=reg_lambda is None,
+            base_margin=base_margin,
             l2_of_sum=on_leaves(l2, loss, n_outputs, False),
             l1_of_sum=on_leaves(l1, loss, n_outputs, False),
             precision=np.float32,
@@ -122,6 +126,16 @@ class XGBoostAdapter(TreeAdapter):
             )
         reached = self._predict(x, pred_leaf=True)
         return np.asarray(reached).reshape(len(reached), -1)
+
+    def _check_base_margins(self, x: Any, given: np.ndarray, columns: np.ndarray) -> None:
+        matrix = self._matrix(x)
+        if matrix is x:  # the user's own
+            return
+        matrix.set_base_margin(given.astype(np.float32))
+        expected = np.asarray(self._predict(matrix, output_margin=True), dtype=np.float64)
+        got = self._leaves.margins(columns, np.zeros(given.shape[1]), np.float64) + given
+        if not np.allclose(got, expected, rtol=1e-4, atol=1e-4 * max(1, np.abs(expected).max(initial=0))):
+            raise refuse(self._model, "base margins that do not add to its leaves", "Leave them out.")
 
     def _margin(self, x: Any) -> np.ndarray:
         return np.asarray(self._predict(x, output_margin=True), dtype=np.float64)
