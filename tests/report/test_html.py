@@ -249,7 +249,10 @@ def test_another_output_than_the_predicted_class_is_named(explanation):
     one, other = prediction_cards(asked, class_names=["cat", "dog"])
     assert [side.title for side in one.sides] == ["Speaks for cat", "Speaks against cat"]
     assert ("Explained", "cat") in one.facts
-    assert [side.title for side in other.sides] == ["Speaks for it", "Speaks against it"]
+    # One of its opponents speaks for it, though least of all.
+    assert [side.title for side in other.sides] == ["Speaks for it", "Speaks against it, or least for it"]
+    turned = dataclasses.replace(asked, values=-asked.values)
+    assert prediction_cards(turned)[1].sides[0].title == "Speaks for it, or least against it"
 
 
 def test_positions_are_named(explanation, tmp_path):

@@ -88,7 +88,7 @@ def prediction_cards(
         values = np.concatenate([explanation.values[t], explanation.opponent_values[t]])
         longest = float(np.abs(values).max(initial=0.0)) or 1.0
         sides = []
-        titles = wording.sides(output)
+        titles = wording.sides(output, explanation.values[t], explanation.opponent_values[t])
         for side_title, kind, of_side in zip(
             titles, ("for", "against"), (supporters, opponents), strict=True
         ):
@@ -128,6 +128,7 @@ def summary_of(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     [('Method', 'RepresenterPointLJE'), ('Solver', 'ExactIHVP, relative residual 2.0 × 10⁻¹⁵')]
     """
     known = {name: str(about[name]) for name in ("model", "layer", "method", "loss") if name in about}
+    known |= {"layer": "the model itself"} if about.get("layer") == "" else {}
     if {"n_features", "n_outputs", "layer"} <= about.keys():
         known["layer"] += f", {about['n_features']:,} × {about['n_outputs']:,} weights"
     if "solver" in about:
@@ -159,7 +160,7 @@ def how_to_read(explanation: Explanation, briefly: bool = False) -> str:
         "number that the layer gives before any softmax or sigmoid",
         "tags": "the pre-activation of the explained output, by default the largest: the number that the "
         "layer gives for a tag before the sigmoid",
-        "value": "the value that the layer gives for the explained output",
+        "value": "the explained output of the layer",
     }[wording.kind]
     return (
         f"A value is what one training sample adds to {what}. {signs[0].upper()}{signs[1:]}. Shown are the "

@@ -89,14 +89,24 @@ class Wording:
         is_predicted = self.kind == "class" and np.array_equal(output, explanation.predictions[t])
         return "" if n_outputs == 1 or self.is_about_loss or is_predicted else self.output(output)
 
-    def sides(self, output: str = "") -> tuple[str, str]:
-        """Return the headings of the supporters and the opponents of a prediction, or of an output."""
-        if self.is_about_loss:
-            return "Lowers its loss", "Raises its loss"
+    def sides(self, output: str = "", values: Any = (), opponent_values: Any = ()) -> tuple[str, str]:
+        """Return the headings of the supporters and the opponents of a prediction, or of an output.
+
+        Where values of the other sign stand below a heading, since there are too few of its own, it says
+        so.
+        """
         what = output or "it"
-        if self.kind == "value":
-            return f"Raises {what}", f"Lowers {what}"
-        return f"Speaks for {what}", f"Speaks against {what}"
+        if self.is_about_loss:
+            words = ("Lowers its loss", "raises it least"), ("Raises its loss", "lowers it least")
+        elif self.kind == "value":
+            words = (f"Raises {what}", "lowers it least"), (f"Lowers {what}", "raises it least")
+        else:
+            words = (f"Speaks for {what}", "least against it"), (f"Speaks against {what}", "least for it")
+        has_other = np.any(np.less(values, 0)), np.any(np.greater(opponent_values, 0))
+        first, second = (
+            f"{w}, or {rest}" if has else w for (w, rest), has in zip(words, has_other, strict=True)
+        )
+        return first, second
 
     def signs(self) -> str:
         """Return in a few words what plus and minus mean."""

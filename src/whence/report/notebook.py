@@ -36,7 +36,10 @@ def explanation_html(explanation: Explanation) -> str:
     heads = ["sample"] + ["position"] * (explanation.positions is not None) + ["predicted"]
     outputs = [wording.explained(explanation, t) for t in range(min(len(explanation), ROWS_SHOWN))]
     heads += ["label"] * (explanation.labels is not None) + ["explained"] * any(outputs)
-    heads += [side[0].lower() + side[1:] for side in wording.sides()] + ["sum of all", "model's own"]
+    heads += [side[0].lower() + side[1:] for side in wording.sides()] + [
+        "sum of all",
+        "model's own",
+    ]
     rows = []
     for t in range(len(outputs)):
         values = [*explanation.values[t, :SAMPLES_NAMED], *explanation.opponent_values[t, :SAMPLES_NAMED]]
