@@ -96,6 +96,24 @@ def test_a_page_says_which_tags_and_which_of_them_is_explained(tmp_path):
     assert "no tags" in shown
 
 
+def test_a_loss_of_ones_own_on_several_labels_is_not_taken_for_one_on_classes():
+    def focal(output, target):
+        return nn.functional.binary_cross_entropy_with_logits(output, target, reduction="none").mean(1) ** 2
+
+    for classes in (True, False):
+        model = whence.InfluenceModel(head(), loss_function=focal, classes=classes)
+        lje = whence.RepresenterPointLJE(
+            model, tensors(X, TAGS), whence.ExactIHVPFactory(damping=0.1, curvature="gauss_newton")
+        )
+        if classes:
+            with pytest.raises(WhenceError, match=r"a row that sums to .* Leave out classes=True"):
+                lje.explain(tensors(NEW, NEW_TAGS), k=2)
+        else:
+            found = lje.explain(tensors(NEW, NEW_TAGS), k=2)
+            np.testing.assert_array_equal(found.labels, NEW_TAGS)
+            np.testing.assert_array_equal(found.training_labels, TAGS[found.ids])
+
+
 def test_a_given_output_is_not_made_up():
     lje = method(head(), LOSSES["closed form"], label="given")
     with pytest.raises(WhenceError, match=r"^label: expected 'predicted'.* with 0 tags"):

@@ -183,12 +183,28 @@ class DifferentiatedLoss(Loss):
         rows = xp.reshape(target, (target.shape[0], -1))[:, : self.n_label_columns]
         kind = self.label_kind(rows.shape[1])
         if kind == "class" and rows.shape[1] > 1:
+            self._refuse_several(rows)
             return xp.argmax(rows, axis=1)
         given = rows[:, 0] if rows.shape[1] == 1 else rows
         if kind == "value" or not bool(xp.all(given == xp.round(given))):
             return given
         # One output has the classes 0 and 1, and so has each tag; hinge losses also take -1 and 1.
         return astype(given > 0 if self.n_outputs == 1 or kind == "tags" else given, xp.int64)
+
+    def _refuse_several(self, rows: Array) -> None:
+        """Raise unless every row of labels names one class, or gives shares of classes."""
+        xp = namespace(rows)
+        totals = xp.sum(astype(rows, xp.float64), axis=1)
+        n_positive = xp.sum(astype(rows > 0, xp.int64), axis=1)  # 1 of -1 and 1 too
+        several = (xp.abs(totals - 1) > 1e-3) & (n_positive != 1)
+        if bool(xp.any(several)):
+            got = as_numpy(totals)[np.argmax(as_numpy(several))]
+            raise WhenceError(
+                f"labels of loss {self.name}",
+                "one class a sample, in rows that sum to 1",
+                f"a row that sums to {got:.4g}, as of none or several classes",
+                "Leave out classes=True: answers then give the rows themselves.",
+            )
 
     def fingerprint(self) -> str:
         return f"{self.name}, differentiated, {self.identity}"
