@@ -8,7 +8,8 @@ import xgboost as xgb
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.ensemble import RandomForestRegressor
-from sklearn.linear_model import LogisticRegression
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -99,14 +100,41 @@ def test_parameters_reach_the_estimator():
     assert clone(errors.set_params(estimator__C=3.0, rank_by="loss")).estimator.C == 3.0
 
 
+def test_texts_have_no_columns():
+    texts = np.asarray(
+        ["good fine", "fine good", "good", "bad poor", "poor", "bad", "good fine", "poor bad"]
+    )
+    y = [0, 0, 0, 1, 1, 1, 1, 1]  # that of text 6 is wrong
+    pipe = make_pipeline(TfidfVectorizer(), LogisticRegression(C=100))
+    for x in (texts, texts.tolist(), pd.Series(texts)):
+        errors = LabelErrors(pipe).fit(x, y)
+        assert errors.ranking_[0] in (0, 1, 6)
+        assert not hasattr(errors, "n_features_in_")
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        LogisticRegression(class_weight="balanced"),
+        GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=2),
+        RidgeClassifier(),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_what_is_fitted_is_explained(estimator):
+    x, y, wrong = flipped()
+    errors = LabelErrors(estimator).fit(x, y)
+    assert roc_auc_score(wrong, errors.scores_) > 0.9
+
+
 def test_bad_input():
     x, y, _ = flipped()
     with pytest.raises(WhenceError, match="rank_by"):
         LabelErrors(rank_by="entropy").fit(x, y)
     with pytest.raises(WhenceError, match="damping"):
         LabelErrors(damping=-1).fit(x, y)
-    with pytest.raises(WhenceError, match="best_estimator_"):
-        LabelErrors(GridSearchCV(LogisticRegression(), {"C": [1.0]})).fit(x, y)
+    with pytest.raises(WhenceError, match="refit=True"):
+        LabelErrors(GridSearchCV(LogisticRegression(), {"C": [1.0]}, refit=False)).fit(x, y)
     with pytest.raises(ValueError, match="not fitted"):
         LabelErrors().suspects(3)
 

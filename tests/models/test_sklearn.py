@@ -7,18 +7,24 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import sklearn
-from sklearn.compose import ColumnTransformer
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
-from sklearn.ensemble import AdaBoostClassifier
+from sklearn.ensemble import AdaBoostClassifier, VotingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
     Ridge,
+    RidgeClassifier,
+    RidgeClassifierCV,
     RidgeCV,
     SGDClassifier,
     SGDRegressor,
 )
+from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import MultiOutputRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -79,6 +85,8 @@ STATIONARY = {
         BINARY,
         1e-4,
     ),
+    "ridge classifier, two classes": (RidgeClassifier(alpha=2.0, solver="cholesky"), BINARY, 1e-6),
+    "ridge classifier": (RidgeClassifierCV([3.0], class_weight="balanced"), CLASSES, 1e-6),
     "logistic, weights by class": (LogisticRegression(class_weight={0: 3.0}, **EXACT), BINARY, 1e-4),
     "logistic without penalty": (LogisticRegression(C=np.inf, max_iter=300), CLASSES, None),
     "support vectors": (LinearSVC(tol=1e-8, max_iter=10**6, intercept_scaling=3.0), BINARY, 1e-4),
@@ -265,6 +273,66 @@ def test_balanced_class_weights_are_found_again_in_a_stored_index(tmp_path):
     again = whence.load_index(tmp_path / "stored", influence_model=whence.InfluenceModel(model))
     queries = data[0][:4], data[1][:4]
     assert_close(again.explain(queries, 3).values, here.explain(queries, 3).values, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        GridSearchCV(LogisticRegression(**EXACT), {"C": [0.1, 1.0]}, cv=3),
+        make_pipeline(StandardScaler(), GridSearchCV(LogisticRegression(**EXACT), {"C": [1.0]}, cv=3)),
+        GridSearchCV(
+            make_pipeline(StandardScaler(), LogisticRegression(**EXACT)),
+            {"logisticregression__C": [1.0]},
+            cv=3,
+        ),
+    ],
+    ids=["search", "search in a pipeline", "search of a pipeline"],
+)
+def test_a_search_is_its_best_estimator(search):
+    x = StandardScaler().fit_transform(BINARY[0])[:200]
+    data = x, BINARY[1][:200]
+    search.fit(*data)
+    queries = x[:4], data[1][:4]
+    explanation = method(search, data).explain(queries, 3)
+    margins = search.decision_function(x[:4])
+    assert_close(explanation.pre_activations, np.abs(margins), 1e-9)
+    whole = search.best_estimator_ if hasattr(search, "best_estimator_") else search
+    assert_close(method(whole, data).explain(queries, 3).values, explanation.values, 1e-12)
+
+
+class Doubler:
+    """A sampler, as imbalanced-learn's are: it changes training sets and nothing else."""
+
+    def fit_resample(self, x, y):
+        return np.concatenate([x, x]), np.concatenate([y, y])
+
+
+def test_a_sampler_in_a_pipeline_is_passed_over_and_spoken_of():
+    last = fitted(LogisticRegression(**EXACT), BINARY)
+    pipe = Pipeline([("sampler", Doubler()), ("last", last)])
+    with pytest.warns(UserWarning, match="Doubler changed"):
+        wrapped = whence.InfluenceModel(pipe)
+    assert wrapped.features(whence.data.base.Batch(BINARY[0][:3], None, None, 0)).shape == (3, 31)
+
+
+REFUSED_WITH_A_REMEDY = {
+    "CalibratedClassifierCV": lambda: CalibratedClassifierCV(LogisticRegression()).fit(*CLASSES),
+    "VotingClassifier": lambda: VotingClassifier([("a", LogisticRegression())]).fit(*CLASSES),
+    "OneVsRestClassifier": lambda: OneVsRestClassifier(LogisticRegression()).fit(*CLASSES),
+    "TransformedTargetRegressor": lambda: TransformedTargetRegressor(
+        Ridge(), func=np.sqrt, inverse_func=np.square
+    ).fit(*CLASSES),
+    "MultiOutputRegressor": lambda: MultiOutputRegressor(Ridge()).fit(CLASSES[0], CLASSES[0][:, :2]),
+    "GridSearchCV": lambda: GridSearchCV(LogisticRegression(), {"C": [1.0]}, refit=False).fit(*CLASSES),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*failed to converge")
+@pytest.mark.parametrize("name", REFUSED_WITH_A_REMEDY)
+def test_what_is_refused_says_what_works(name):
+    message = refused(REFUSED_WITH_A_REMEDY[name]())
+    assert name in message
+    assert "Explain" in message or "Fit it so" in message
 
 
 def test_a_class_without_samples_cannot_be_balanced():

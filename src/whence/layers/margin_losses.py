@@ -28,6 +28,7 @@ __all__ = [
     "ModifiedHuber",
     "Poisson",
     "SquaredHinge",
+    "SquaredMargin",
 ]
 
 
@@ -73,6 +74,24 @@ class SquaredHinge(MarginLoss):
         xp = namespace(margin)
         gap = xp.maximum(1 - margin, xp.zeros_like(margin))
         return gap**2, -2 * gap, 2 * astype(gap > 0, margin.dtype)
+
+
+@dataclass(frozen=True)
+class SquaredMargin(MarginLoss):
+    """``h(m) = (1 - m)^2``: squared error of labels -1 and 1.
+
+    Examples
+    --------
+    >>> loss, u, y = SquaredMargin(), np.asarray([[0.5]]), np.asarray([[0.0]])
+    >>> loss.value(u, y), loss.residual(u, y), loss.curvature(u, y).diagonal
+    (array([2.25]), array([[3.]]), array([[2.]]))
+    """
+
+    name = "squared error of labels -1 and 1"
+
+    def _h(self, margin: Array) -> tuple[Array, Array, Array]:
+        gap = 1 - margin
+        return gap**2, -2 * gap, 2 * namespace(margin).ones_like(margin)
 
 
 @known_as("sklearn.linear_model", "modified_huber")

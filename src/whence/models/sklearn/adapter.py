@@ -10,7 +10,7 @@ LogisticRegression      ``C_ sum_i ell_i + |w|^2 / 2``                         `
 LinearSVC               the same with the squared hinge                        ``1 / (C_ N C)``
 SGDClassifier           ``mean ell_i + alpha |w|^2 / 2``                       ``alpha / C``
 SGDRegressor            ``mean (u - y)^2 / 2 + alpha |w|^2 / 2``               ``2 alpha``
-Ridge                   ``sum_i sum_c (u - y)^2 + alpha |w|^2``                ``2 alpha / (N C)``
+Ridge, RidgeClassifier  ``sum_i sum_c (u - y)^2 + alpha |w|^2``                ``2 alpha / (N C)``
 MLPClassifier           ``mean ell_i + alpha |w|^2 / (2 b)``                   ``alpha / b``
 MLPRegressor            ``mean |u - y|^2 / 2 + alpha |w|^2 / (2 b)``           ``2 alpha / (b C)``
 ======================= ====================================================== =========================
@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence.arrays.base import Array, as_numpy, check_number
 from whence.arrays.sparse import SparseRows
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
-from whence.layers.margin_losses import SquaredHinge
+from whence.layers.margin_losses import SquaredHinge, SquaredMargin
 from whence.layers.names import loss_named, losses_of
 from whence.models.adapter import Adapter, Weights, register_adapter
 from whence.models.sklearn.class_weights import weights_by_class
@@ -45,6 +45,7 @@ from whence.models.sklearn.estimators import (
     split_pipeline,
 )
 from whence.models.sklearn.fitted import fitted_parts
+from whence.models.sklearn.refusals import refuse_estimator
 from whence.models.state import Part
 
 __all__ = ["LinearAdapter", "open_sklearn"]
@@ -86,6 +87,12 @@ def open_sklearn(
         If the estimator is not fitted, not known, or does something that is not a dense layer.
     """
     pipe, final = split_pipeline(model)
+    if pipe.samplers:
+        warn(
+            f"{type(model).__name__}: expected a training set as it is given, got one that "
+            f"{', '.join(pipe.samplers)} changed before the last step was fitted. Samples count as they "
+            "are given here; to count them as in training, explain the last step on the resampled set."
+        )
     if reg_lambda is not None:
         check_number(reg_lambda, "reg_lambda")
     options = {"class_weight": class_weight, "reg_lambda": reg_lambda, "base_margin": base_margin}
@@ -117,13 +124,7 @@ def _open(pipe: Pipe, final: Any, loss_function: Any, options: dict[str, Any]) -
         if name.removeprefix("sklearn.") in READERS and name.startswith("sklearn."):
             _no_loss(final, loss_function)
             return LinearAdapter(final, pipe, READERS[name.removeprefix("sklearn.")], class_weight)
-    known = ", ".join([*READERS, *ENSEMBLES])
-    raise WhenceError(
-        "model",
-        f"one of {known}, an XGBoost or LightGBM model, or a pipeline that ends in one",
-        f"a {type(final).__name__}",
-        "Of a search pass best_estimator_, of a wrapper the estimator in it.",
-    )
+    raise refuse_estimator(final, [*READERS, *ENSEMBLES])
 
 
 def _no_loss(final: Any, loss_function: Any) -> None:
@@ -300,6 +301,11 @@ def _ridge(model: Any) -> tuple[Loss, dict[str, float], bool]:
     return SquaredError(), {"l2_of_sum": 2 * float(alpha[0]) / n_outputs}, False
 
 
+def _ridge_classifier(model: Any) -> tuple[Loss, dict[str, float], bool]:
+    _, strengths, _ = _ridge(model)
+    return SquaredMargin(), strengths, np.atleast_2d(model.coef_).shape[0] > 1
+
+
 def _perceptron(model: Any) -> tuple[Loss, dict[str, float], bool]:
     loss: Loss
     n_outputs, factor = int(model.n_outputs_), 1.0
@@ -327,6 +333,8 @@ READERS: dict[str, Callable[[Any], tuple[Loss, dict[str, float], bool]]] = {
     "SGDRegressor": _sgd_regressor,
     "LinearRegression": _least_squares,
     "Ridge": _ridge,
+    "RidgeClassifier": _ridge_classifier,
+    "RidgeClassifierCV": _ridge_classifier,
     "RidgeCV": _ridge,
     "MLPClassifier": _perceptron,
     "MLPRegressor": _perceptron,

@@ -45,6 +45,13 @@ class Pipe:
         first = self._pipelines[0].steps[0][1] if self._pipelines else final
         if not hasattr(first, "feature_names_in_") and pipelines:
             first = pipelines[0]
+        #: Steps that made another training set of the one given, and leave samples that are asked about.
+        self.samplers = [
+            type(step).__name__
+            for pipeline in self._pipelines
+            for _, step in pipeline.steps[:-1]
+            if hasattr(step, "fit_resample")
+        ]
         names = getattr(first, "feature_names_in_", None)
         self.columns = None if names is None else [str(name) for name in names]
         self._spelled: Callable[[str], str] = str
@@ -74,7 +81,11 @@ class Pipe:
     def __call__(self, inputs: Any) -> Any:
         """Return what the last step is given."""
         for pipeline in self._pipelines:
-            inputs = pipeline[:-1].transform(inputs)
+            if self.samplers:  # one by one: a pipeline of imbalanced-learn cannot be cut
+                for _, step in pipeline.steps[:-1]:
+                    inputs = step.transform(inputs) if hasattr(step, "transform") else inputs
+            else:
+                inputs = pipeline[:-1].transform(inputs)
         return inputs
 
     def check(self, inputs: Any, where: str) -> None:
@@ -103,12 +114,18 @@ class Pipe:
 
 
 def split_pipeline(model: Any) -> tuple[Pipe, Any]:
-    """Return the steps before the last and the last step of a pipeline; of any depth."""
+    """Return the steps before the last and the last step of a pipeline, through searches; of any depth."""
     pipelines, final = [], model
-    while hasattr(final, "steps") and hasattr(final, "named_steps"):
-        pipelines.append(final)
-        final = final.steps[-1][1]
-    return Pipe(pipelines, final), final
+    while True:
+        if hasattr(final, "steps") and hasattr(final, "named_steps"):
+            pipelines.append(final)
+            final = final.steps[-1][1]
+        elif hasattr(final, "best_estimator_"):
+            final = final.best_estimator_
+        elif type(final).__name__ == "FrozenEstimator":
+            final = final.estimator
+        else:
+            return Pipe(pipelines, final), final
 
 
 class EstimatorAdapter(Adapter):
