@@ -58,7 +58,7 @@ def written_whole(file: Path, like: os.stat_result | None = None) -> Iterator[Bi
     like : os.stat_result, optional
         Of an older file, whose owner and permissions the new one gets.
     """
-    # A name of its own: on a cluster two workers may be at the same file, one of them given up for lost.
+    # A unique name: Dask may run a task again while its first worker is still writing.
     part = file.with_name(f".whence-{uuid.uuid4().hex}.part")
     if is_remote(file):
         buffer = io.BytesIO()

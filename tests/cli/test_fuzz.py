@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from whence import WhenceError
 from whence.cli.images import Frame, open_images
-from whence.cli.tables import Reading, read_table
+from whence.cli.tables import DataSpec, read_table
 
 IMAGES = pytest.importorskip("PIL.Image")
 QUICK = settings(max_examples=60, deadline=None)
@@ -53,7 +53,7 @@ WHOLE = {
 def read(path):
     """Read a file to its last row."""
     if path.suffix in (".npz", ".csv", ".parquet"):
-        source = read_table(path, Reading(), None, "DATA", frozenset()).source
+        source = read_table(path, DataSpec(), None, "DATA", frozenset()).source
     else:
         source = open_images(path, Frame(), "DATA", need_classes=False, progress=False)[0]
     source.take(slice(0, 2))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from whence.cli import main
-from whence.cli.forms import Form
+from whence.cli.forms import InputSpec
 from whence.cli.tables import plain_column
 
 pandas = pytest.importorskip("pandas")
@@ -134,10 +134,10 @@ def test_columns_are_numbers_only_where_they_are_written_so(texts, are_labels, e
 
 def test_labels_with_zeros_in_front_are_names_or_numbers():
     padded = np.asarray(["007", "010"], dtype=object)
-    assert Form("flat", None).labels(padded, "labels").tolist() == [7, 10]
-    numbers = Form("flat", None, classes=["7", "10"], values=[7, 10])
+    assert InputSpec("flat", None).labels(padded, "labels").tolist() == [7, 10]
+    numbers = InputSpec("flat", None, classes=["7", "10"], values=[7, 10])
     assert numbers.labels(padded, "labels").tolist() == [7, 10]
-    names = Form("flat", None, classes=["007", "010"], values=["007", "010"])
+    names = InputSpec("flat", None, classes=["007", "010"], values=["007", "010"])
     assert names.labels(padded, "labels").tolist() == ["007", "010"]
 
 

@@ -1,4 +1,4 @@
-"""What ``explain`` returns: the training samples behind predictions, as arrays, frames and pages."""
+"""The answer of ``explain``: the training samples behind predictions, as arrays, frames and pages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from whence.answers.frames import (
     by_method,
-    cells,
-    counted,
+    frame_cells,
     is_named,
     label_kind,
-    rows_named,
+    pluralised,
+    rows_by_id,
     to_frame,
     write_parquet,
 )
@@ -70,7 +70,7 @@ class Explanation:
     training_labels, opponent_labels : array of shape (T, k) or (T, k, C)
         Given labels of the training samples named.
     about : dict
-        What was computed and how: method, layer, loss, N, damping, ...
+        How it was computed: method, layer, loss, N, damping, ...
     positions : array of shape (T,) or None
         Which position of each sample is explained; ``None`` where that is the sample as a whole.
 
@@ -116,7 +116,7 @@ class Explanation:
 
     def __getitem__(self, key: Any) -> Explanation:
         """Return the explanation of a sample by its id, of several by a list, or of a slice of places."""
-        rows = rows_named(key, self.sample_ids, "explanation", "an explained sample")
+        rows = rows_by_id(key, self.sample_ids, "explanation", "an explained sample")
         arrays = {n: v for n, v in vars(self).items() if n != "about" and v is not None}
         return replace(self, **{name: array[rows] for name, array in arrays.items()})
 
@@ -129,7 +129,7 @@ class Explanation:
 
     def __repr__(self) -> str:
         return (
-            f"Explanation of {counted(len(self), 'prediction')} by the {self.ids.shape[1]} strongest "
+            f"Explanation of {pluralised(len(self), 'prediction')} by the {self.ids.shape[1]} strongest "
             f"training samples of either sign{by_method(self.about)}"
         )
 
@@ -149,7 +149,7 @@ class Explanation:
 
     @property
     def label_kind(self) -> str:
-        """What predictions and labels are: ``"class"``, ``"tags"`` (rows of 0 and 1) or ``"value"``."""
+        """The kind of predictions and labels: ``"class"``, ``"tags"`` (rows of 0 and 1) or ``"value"``."""
         return label_kind(self.about, self.predictions)
 
     @property
@@ -216,11 +216,11 @@ class Explanation:
         n_samples, k = self.ids.shape
 
         def each(values: np.ndarray) -> Any:
-            return cells(np.repeat(values, 2 * k, axis=0))
+            return frame_cells(np.repeat(values, 2 * k, axis=0))
 
         def both(supporters: np.ndarray, opponents: np.ndarray) -> Any:
             joined = np.concatenate([supporters, opponents], axis=1)
-            return cells(joined.reshape(2 * n_samples * k, *joined.shape[2:]))
+            return frame_cells(joined.reshape(2 * n_samples * k, *joined.shape[2:]))
 
         columns = {"sample": each(self.sample_ids)}
         if self.positions is not None:
@@ -231,7 +231,7 @@ class Explanation:
         sides = np.repeat(np.asarray(["supporter", "opponent"], dtype=object), k)
         return columns | {
             "output": each(self.outputs),
-            "side": cells(np.tile(sides, n_samples)),
+            "side": frame_cells(np.tile(sides, n_samples)),
             "rank": np.tile(np.arange(1, k + 1), 2 * n_samples),
             "training_id": both(self.ids, self.opponent_ids),
             "training_label": both(self.training_labels, self.opponent_labels),
@@ -298,11 +298,11 @@ class Explanation:
         path : path
             The file to write. An older page of whence is replaced; any other file is left alone.
         samples : array, sequence or mapping, optional
-            What to show of the explained samples, in their order, or a mapping by id. Texts are shown as
-            text, images as images, rows as their values; without it, ids have to do.
+            The explained samples as a person should see them, in their order, or a mapping by id: texts are
+            shown as text, images as images, rows as their values. Without it, ids have to do.
         training_samples : array, sequence or mapping, optional
-            What to show of the training samples: in the order of the training set where ids are
-            positions, else a mapping by id. Where both are tables (frames, arrays of rows, dicts of
+            The training samples likewise: in the order of the training set where ids are positions, else a
+            mapping by id. Where both are tables (frames, arrays of rows, dicts of
             values), each prediction is shown side by side with its neighbours; see :meth:`neighbours`.
         class_names : sequence of str, optional
         column_names : sequence of str, optional

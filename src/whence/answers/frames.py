@@ -1,4 +1,4 @@
-"""What answers share: their rows by id, and their way into data frames and Parquet files."""
+"""Rows of answers by id, and their way into data frames and Parquet files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from whence.arrays.base import import_extra
 
 __all__ = [
     "by_method",
-    "cells",
-    "counted",
+    "frame_cells",
     "is_named",
     "label_kind",
-    "rows_named",
+    "pluralised",
+    "rows_by_id",
     "to_frame",
     "write_parquet",
 ]
@@ -60,12 +60,12 @@ def write_parquet(columns: Mapping[str, Any], about: Mapping[str, Any], path: st
     return file
 
 
-def cells(values: np.ndarray) -> Any:
+def frame_cells(values: np.ndarray) -> Any:
     """Return one cell of a frame for each row: a number or text, or the list of those of all positions.
 
     Examples
     --------
-    >>> cells(np.asarray([[1, 2], [3, -1]]))
+    >>> frame_cells(np.asarray([[1, 2], [3, -1]]))
     [[1, 2], [3, -1]]
     """
     # Arrays of objects, such as ids from a frame's index, as lists: each library finds their type.
@@ -73,11 +73,11 @@ def cells(values: np.ndarray) -> Any:
 
 
 def label_kind(about: Mapping[str, Any], predictions: np.ndarray) -> str:
-    """Return what labels and predictions are: ``"class"``, ``"tags"`` or ``"value"``."""
+    """Return the kind of labels and predictions: ``"class"``, ``"tags"`` or ``"value"``."""
     return str(about.get("label_kind", "value" if predictions.dtype.kind == "f" else "class"))
 
 
-def rows_named(key: Any, names: np.ndarray, answer: str, noun: str) -> Any:
+def rows_by_id(key: Any, names: np.ndarray, answer: str, noun: str) -> Any:
     """Return where the names are that ``key`` asks for: a slice, one of them, or a list of them."""
     if isinstance(key, slice):
         return key
@@ -118,7 +118,7 @@ def shortened(thing: Any) -> str:
     return text if len(text) <= LONGEST_KEY else f"{text[:LONGEST_KEY]} …"
 
 
-def counted(number: int, noun: str) -> str:
+def pluralised(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural if need be."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 

@@ -1,4 +1,4 @@
-"""What ``suspects`` returns: training samples with doubtful labels, as arrays, frames and pages."""
+"""The answer of ``suspects``: training samples with doubtful labels, as arrays, frames and pages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from whence.answers.frames import (
     by_method,
-    cells,
-    counted,
+    frame_cells,
     is_named,
     label_kind,
-    rows_named,
+    pluralised,
+    rows_by_id,
     to_frame,
     write_parquet,
 )
@@ -34,13 +34,13 @@ class Suspects:
     scores : array of shape (k,)
         How doubtful each label is; larger is more.
     score : str
-        What they were ranked by.
+        The score that ranks them.
     labels, predictions : array of shape (k,), (k, C) or (k, L)
         The given label, and what the model predicts: a class or value, or a row of ``C`` tags or values;
         along a sequence those of each position, with -1 (NaN among real values) where a position does not
         count.
     about : dict
-        What was computed and how.
+        How they were computed: method, layer, loss, N, ...
     """
 
     ids: np.ndarray
@@ -56,7 +56,7 @@ class Suspects:
 
     def __getitem__(self, key: Any) -> Suspects:
         """Return one suspect by its id, several by a list of ids, or a slice of the ranking."""
-        rows = rows_named(key, self.ids, "suspects", "a listed sample")
+        rows = rows_by_id(key, self.ids, "suspects", "a listed sample")
         return replace(self, **{n: v[rows] for n, v in vars(self).items() if n not in ("score", "about")})
 
     def __iter__(self) -> Iterator[Suspects]:
@@ -67,7 +67,7 @@ class Suspects:
         return any(is_named(name, sample_id) for name in self.ids)
 
     def __repr__(self) -> str:
-        return f"Suspects: {counted(len(self), 'label')} ranked by {self.score}{by_method(self.about)}"
+        return f"Suspects: {pluralised(len(self), 'label')} ranked by {self.score}{by_method(self.about)}"
 
     def _repr_html_(self) -> str:
         from whence.report.notebook import suspects_html
@@ -76,7 +76,7 @@ class Suspects:
 
     @property
     def label_kind(self) -> str:
-        """What predictions and labels are: ``"class"``, ``"tags"`` (rows of 0 and 1) or ``"value"``."""
+        """The kind of predictions and labels: ``"class"``, ``"tags"`` (rows of 0 and 1) or ``"value"``."""
         return label_kind(self.about, self.predictions)
 
     def to_frame(self, library: str = "pandas") -> Any:
@@ -94,10 +94,10 @@ class Suspects:
 
     def _columns(self) -> dict[str, Any]:
         return {
-            "id": cells(self.ids),
+            "id": frame_cells(self.ids),
             "score": self.scores,
-            "label": cells(self.labels),
-            "prediction": cells(self.predictions),
+            "label": frame_cells(self.labels),
+            "prediction": frame_cells(self.predictions),
         }
 
     def save_html(
@@ -115,8 +115,8 @@ class Suspects:
         path : path
             The file to write. An older page of whence is replaced; any other file is left alone.
         training_samples : array, sequence or mapping, optional
-            What to show of the training samples: in the order of the training set where ids are
-            positions, else a mapping by id.
+            The training samples as a person should see them: in the order of the training set where ids
+            are positions, else a mapping by id.
         class_names : sequence of str, optional
         title : str
 

@@ -16,7 +16,7 @@ __all__ = ["main"]
 #: Exit codes. A wrong command line is 2, as of every program that parses its arguments.
 FAILED, UNEXPECTED, STOPPED = 1, 3, 130
 
-#: What an error calls an argument of the library -> the option that sets it.
+#: Argument of the library, as errors name it -> the option that sets it.
 OPTIONS = {
     "classes": "--classes",
     "damping": "--damping",

@@ -1,4 +1,4 @@
-"""What can be typed: the commands, their options and their help."""
+"""The commands, their options and their help."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def _stoppable(command: Callable[..., None], settings: dict[str, bool]) -> Calla
 
 
 def _asked(quiet: bool, trusted: bool = False) -> Any:
-    from whence.cli.indexing import Asked
+    from whence.cli.indexing import RunOptions
 
-    return Asked(
+    return RunOptions(
         (lambda step: None) if quiet else lambda step: say(f"{step} …"), False if quiet else None, trusted
     )
 
@@ -233,7 +233,7 @@ def index(
     Example: whence index model.keras train.npz --to train.index
     """
     from whence.cli import indexing, show
-    from whence.cli.data import Reading
+    from whence.cli.data import DataSpec
     from whence.cli.models import ModelSpec
     from whence.ihvp import SOLVERS
 
@@ -241,7 +241,7 @@ def index(
         raise WhenceError("--solver", f"one of {', '.join(SOLVERS)}", repr(solver), "Choose one.")
     start = time.perf_counter()
     frame = _frame(image_size)
-    reading = Reading(
+    reading = DataSpec(
         label, id, weight, list(inputs) or None, **({} if frame is None else {"frame": frame})
     )
     spec = ModelSpec(

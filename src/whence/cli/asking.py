@@ -14,9 +14,9 @@ from whence._files import check_file
 from whence.answers.explanation import Explanation
 from whence.answers.suspects import Suspects
 from whence.attribution import load_index
-from whence.cli.data import Batches, Reading, Samples, check_path, read_samples
-from whence.cli.forms import Form
-from whence.cli.indexing import Asked, check_classes, made
+from whence.cli.data import Batches, DataSpec, Samples, check_path, read_samples
+from whence.cli.forms import InputSpec
+from whence.cli.indexing import RunOptions, check_classes, made
 from whence.cli.models import ModelSpec, OpenedModel, code_of, is_factory, open_model
 from whence.cli.notes import note
 from whence.cli.record import Record, read_record
@@ -29,13 +29,13 @@ __all__ = ["Answer", "explain", "suspects"]
 
 #: Samples that are brought into the model's form at once where nobody said how many.
 BATCH_SIZE = 256
-#: What runs code when a model is loaded, and the option that says it.
+#: Parts of a model that run code when it is loaded, and the option of each.
 OPTION_OF = {"model": "--model", "imports": "--import", "loss": "--loss"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found.
+    """The answer of a command, and its report.
 
     Attributes
     ----------
@@ -62,12 +62,12 @@ def explain(
     method: str | None,
     data: Path | None,
     report: Path | None,
-    asked: Asked,
+    asked: RunOptions,
 ) -> Answer:
     """Explain samples by an index.
 
     ``changes``: what a person says about model and samples this time, by the names of the attributes of
-    :class:`ModelSpec` and :class:`Reading`; ``None`` where it is as it was.
+    :class:`ModelSpec` and :class:`DataSpec`; ``None`` where it is as it was.
     """
     file = None if report is None else _report_file(report, folder)
     check_path(path, "SAMPLES")
@@ -116,11 +116,11 @@ def _record_of(folder: Path, data: Path | None) -> Record | None:
 
 def _reading(
     record: Record | None, changes: Mapping[str, Any], path: Path
-) -> tuple[Reading, frozenset[str]]:
+) -> tuple[DataSpec, frozenset[str]]:
     """Return where things stand in the samples, and what of that nobody said of these."""
-    said = {name: changes[name] for name in Reading.__dataclass_fields__ if changes.get(name) is not None}
+    said = {name: changes[name] for name in DataSpec.__dataclass_fields__ if changes.get(name) is not None}
     if record is None:
-        return Reading(**said), frozenset()
+        return DataSpec(**said), frozenset()
     reading = replace(record.reading, weight=None)  # what a sample counts plays no part here
     if (path.suffix.lower() == ".npz") != (Path(record.data).suffix.lower() == ".npz"):
         reading = replace(reading, inputs=None)  # columns are no arrays
@@ -128,13 +128,13 @@ def _reading(
 
 
 def _reopened(
-    record: Record | None, changes: Mapping[str, Any], asked: Asked
-) -> tuple[OpenedModel | None, Form]:
+    record: Record | None, changes: Mapping[str, Any], asked: RunOptions
+) -> tuple[OpenedModel | None, InputSpec]:
     """Return the model that an index was made with, and the form of what it is given."""
     said = {name: changes[name] for name in ModelSpec.__dataclass_fields__ if changes.get(name)}
     classes = changes.get("classes")
     if record is None and "model" not in said:  # samples are features
-        return None, Form("flat", None, classes=classes)
+        return None, InputSpec("flat", None, classes=classes)
     spec = ModelSpec(**said) if record is None else replace(record.model, **said)
     if "weights" not in said and not is_factory(spec.model):
         spec = replace(spec, weights=None)
@@ -161,7 +161,7 @@ def _reopened(
 
 
 def _opened_method(
-    folder: Path, record: Record | None, opened: OpenedModel | None, method: str | None, asked: Asked
+    folder: Path, record: Record | None, opened: OpenedModel | None, method: str | None, asked: RunOptions
 ) -> Any:
     """Return the method that an index was made with."""
     name = method or (record.method if record else None)
@@ -227,7 +227,7 @@ def suspects(
     method: str | None,
     data: Path | None,
     report: Path | None,
-    asked: Asked,
+    asked: RunOptions,
 ) -> Answer:
     """List the training samples whose labels are most doubtful."""
     file = None if report is None else _report_file(report, folder)

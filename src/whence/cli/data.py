@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
-from whence.cli.forms import Form
+from whence.cli.forms import InputSpec
 from whence.cli.images import IMAGE_SUFFIXES, Images, open_images
-from whence.cli.tables import LABEL_NAMES, SUFFIXES, Arrays, Reading, Table, read_table
+from whence.cli.tables import LABEL_NAMES, SUFFIXES, Arrays, DataSpec, Table, read_table
 
-__all__ = ["Arrays", "Batches", "Reading", "Samples", "Table", "check_path", "read_samples"]
+__all__ = ["Arrays", "Batches", "DataSpec", "Samples", "Table", "check_path", "read_samples"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Samples:
     Attributes
     ----------
     source : Table, Arrays or Images
-    reading : Reading
+    reading : DataSpec
         Where everything was found.
     labels : array of shape (n, ...) or None
         As they stand there.
@@ -35,7 +35,7 @@ class Samples:
     """
 
     source: Table | Arrays | Images
-    reading: Reading
+    reading: DataSpec
     labels: np.ndarray | None = None
     weight: np.ndarray | None = None
     ids: np.ndarray | None = None
@@ -54,7 +54,7 @@ class Samples:
         frame = self.source.table()
         return None if frame is None else frame.set_axis(self.names, axis=0)
 
-    def batch(self, rows: Any, form: Form, where: str) -> tuple[Any, ...]:
+    def batch(self, rows: Any, form: InputSpec, where: str) -> tuple[Any, ...]:
         """Return some samples as the model takes them: ``(inputs, labels, weight)``, the last if given."""
         inputs = form.inputs(self.source.take(rows), self.source.are_images)
         labels = None if self.labels is None else form.labels(self.labels[rows], f"labels in {where}")
@@ -91,7 +91,7 @@ class _Selected:
 class Batches(Sequence[Any]):
     """Samples in batches, each read and brought into the model's form when it is asked for."""
 
-    def __init__(self, samples: Samples, form: Form, batch_size: int, where: str) -> None:
+    def __init__(self, samples: Samples, form: InputSpec, batch_size: int, where: str) -> None:
         self._samples, self._form, self._size, self._where = samples, form, batch_size, where
 
     def __len__(self) -> int:
@@ -105,8 +105,8 @@ class Batches(Sequence[Any]):
 
 def read_samples(
     path: Path,
-    reading: Reading,
-    form: Form,
+    reading: DataSpec,
+    form: InputSpec,
     argument: str,
     *,
     remembered: frozenset[str] | None = None,
@@ -117,11 +117,11 @@ def read_samples(
     Parameters
     ----------
     path : Path
-    reading : Reading
-    form : Form
-        What the model takes: the columns and the size of images that it asks for.
+    reading : DataSpec
+    form : InputSpec
+        The inputs of the model: its columns, and the size of images.
     argument : str
-        What messages call the path.
+        The name of the path in messages.
     remembered : set of str, optional
         Attributes of ``reading`` that are left out where they are not there. If it is given, so may the
         labels be.

@@ -1,4 +1,4 @@
-"""What a model takes, and how what lies in files becomes that; no framework is needed for it."""
+"""The inputs and labels of a model, made of those in files; no framework is needed for it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from whence._errors import WhenceError
 
-__all__ = ["Form", "are_padded", "is_text"]
+__all__ = ["InputSpec", "are_padded", "is_text"]
 
 #: Names of pixel ranges, and what bytes are divided by and then lowered by.
 PIXELS = {"0..255": (1.0, 0.0), "0..1": (255.0, 0.0), "-1..1": (127.5, 1.0)}
 
 
 @dataclass(frozen=True)
-class Form:
+class InputSpec:
     """The form of a model's inputs and labels.
 
     Attributes
@@ -25,7 +25,7 @@ class Form:
     layout : {"channels last", "channels first", "flat"}
         How a batch of images is laid out.
     dtype : str or None
-        What real inputs are converted to; ``None`` leaves them.
+        The dtype of real inputs; ``None`` leaves them.
     frames : bool
         Whether tables reach the model as frames, which it looks columns up in by name.
     columns : list of str or None
@@ -37,7 +37,7 @@ class Form:
     classes : list of str or None
         Names of the classes, in the order of the outputs.
     values : list or None
-        What the model takes for each class, in the order of ``classes``; ``None``: its number.
+        The model's label of each class, in the order of ``classes``; ``None``: its number.
     """
 
     layout: str
@@ -104,7 +104,7 @@ class Form:
         raw : array of shape (n, ...)
             Names or numbers of classes, or values.
         where : str
-            What messages call it.
+            The name of the labels in messages.
         """
         if not is_text(raw):
             return self._real(raw.astype(np.int64) if raw.dtype.kind == "b" else raw)

@@ -20,13 +20,13 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 
 #: Pillow's name of images with so many channels of a byte each.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-#: What would lose more than it shows when it is brought to bytes.
+#: Modes that would lose more than they show when they are brought to bytes.
 WIDE_MODES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What images are brought to; ``None`` is taken from the first one.
+    """The size and channels that images are brought to; ``None`` is taken from the first one.
 
     Attributes
     ----------

@@ -11,21 +11,21 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.attribution import RepresenterPointLJE
-from whence.cli.data import Batches, Reading, Samples, check_path, read_samples
-from whence.cli.forms import Form, are_padded, is_text
+from whence.cli.data import Batches, DataSpec, Samples, check_path, read_samples
+from whence.cli.forms import InputSpec, are_padded, is_text
 from whence.cli.models import ModelSpec, OpenedModel, code_of, open_model
 from whence.cli.record import Record, check_record, write_record
 from whence.data.base import Batch
 from whence.ihvp import SOLVERS
 from whence.index.store import BEGUN, check_folder, holds_index
 
-__all__ = ["Asked", "Indexed", "check_classes", "index", "made"]
+__all__ = ["Indexed", "RunOptions", "check_classes", "index", "made"]
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunOptions:
     """How a command works, whatever it does.
 
     Attributes
@@ -50,7 +50,7 @@ class Indexed:
     Attributes
     ----------
     method : RepresenterPointLJE
-    form : Form
+    form : InputSpec
     agreement : float or None
         The share of training labels that the model predicts.
     runs_code : bool
@@ -58,7 +58,7 @@ class Indexed:
     """
 
     method: RepresenterPointLJE
-    form: Form
+    form: InputSpec
     agreement: float | None
     runs_code: bool
 
@@ -67,11 +67,11 @@ def index(
     spec: ModelSpec,
     data: Path,
     folder: Path,
-    reading: Reading,
+    reading: DataSpec,
     classes: list[str] | None,
     solver: dict[str, Any],
     batch_size: int,
-    asked: Asked,
+    asked: RunOptions,
 ) -> Indexed:
     """Index a training set in a folder, or go on where an earlier run stopped.
 
@@ -119,7 +119,7 @@ def _agreement(method: RepresenterPointLJE) -> float | None:
     return n_equal / n_labels
 
 
-def _check_images(data: Path, spec: ModelSpec, reading: Reading) -> None:
+def _check_images(data: Path, spec: ModelSpec, reading: DataSpec) -> None:
     """Raise for options of images where there are none, and of tables where there are images."""
     for_tables = {
         "--label": reading.label,
@@ -138,11 +138,11 @@ def _check_images(data: Path, spec: ModelSpec, reading: Reading) -> None:
 def made(
     opened: OpenedModel,
     samples: Samples,
-    form: Form,
+    form: InputSpec,
     folder: Path,
     solver: Mapping[str, Any],
     batch_size: int,
-    asked: Asked,
+    asked: RunOptions,
 ) -> RepresenterPointLJE:
     """Return the method, its index in a folder; nothing is computed that is there already."""
     return RepresenterPointLJE(
@@ -157,8 +157,8 @@ def made(
 
 
 def _training_set(
-    data: Path, reading: Reading, classes: list[str] | None, opened: OpenedModel, asked: Asked
-) -> tuple[Samples, Form]:
+    data: Path, reading: DataSpec, classes: list[str] | None, opened: OpenedModel, asked: RunOptions
+) -> tuple[Samples, InputSpec]:
     """Return the training set, and the model's form with the classes known."""
     form = opened.form
     if reading.frame.height is None and form.image_shape is not None:
@@ -172,7 +172,9 @@ def _training_set(
     return samples, _with_classes(form, samples, classes, opened)
 
 
-def _with_classes(form: Form, samples: Samples, given: list[str] | None, opened: OpenedModel) -> Form:
+def _with_classes(
+    form: InputSpec, samples: Samples, given: list[str] | None, opened: OpenedModel
+) -> InputSpec:
     """Return the form with names of the classes in the order of the outputs, as many as there are."""
     assert samples.labels is not None
     inputs = form.inputs(samples.source.take(np.arange(min(8, len(samples)))), samples.source.are_images)

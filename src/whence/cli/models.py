@@ -12,7 +12,7 @@ import numpy as np
 
 from whence._errors import WhenceError, described
 from whence.arrays.base import import_extra
-from whence.cli.forms import PIXELS, Form
+from whence.cli.forms import PIXELS, InputSpec
 from whence.cli.loaders import LOADERS, PICKLES, comes_from, from_factory, from_file, import_module, named
 from whence.models import InfluenceModel
 
@@ -36,7 +36,7 @@ class ModelSpec:
     loss, layer, weight_decay, reg_lambda
         See :class:`whence.InfluenceModel`.
     pixels : str or None
-        What pixels the model takes; see :class:`~whence.cli.forms.Form`.
+        The range of pixels that the model takes; see :class:`~whence.cli.forms.InputSpec`.
     """
 
     model: str
@@ -70,13 +70,13 @@ class OpenedModel(NamedTuple):
     Attributes
     ----------
     wrapped : InfluenceModel
-    form : Form
+    form : InputSpec
     digest : str
         Changes with the model's weights, those before the layer included.
     """
 
     wrapped: InfluenceModel
-    form: Form
+    form: InputSpec
     digest: str
 
 
@@ -152,7 +152,7 @@ def open_model(spec: ModelSpec, *, trusted: bool = False) -> OpenedModel:
 # ------------------------------------------------------------------------------------ form and loss
 
 
-def _form_of(model: Any, spec: ModelSpec) -> Form:
+def _form_of(model: Any, spec: ModelSpec) -> InputSpec:
     """Return what a model takes."""
     if spec.pixels is not None and spec.pixels not in PIXELS:
         raise WhenceError("--pixels", f"one of {', '.join(PIXELS)}", repr(spec.pixels), "Choose one.")
@@ -164,10 +164,12 @@ def _form_of(model: Any, spec: ModelSpec) -> Form:
         if isinstance(shape, tuple) and len(shape) == 4 and not isinstance(shape[0], tuple):
             h, w, c = shape[1:] if layout == "channels last" else (shape[2], shape[3], shape[1])
             image_shape = [h, w, c]
-        return Form(layout, "float32", image_shape=image_shape, pixels=spec.pixels or "0..255")
+        return InputSpec(layout, "float32", image_shape=image_shape, pixels=spec.pixels or "0..255")
     if comes_from(model, "torch"):
         is_double = any(str(p.dtype) == "torch.float64" for p in model.parameters())
-        return Form("channels first", "float64" if is_double else "float32", pixels=spec.pixels or "0..1")
+        return InputSpec(
+            "channels first", "float64" if is_double else "float32", pixels=spec.pixels or "0..1"
+        )
     from whence.models.sklearn.estimators import split_pipeline
 
     pipe, final = split_pipeline(model)
@@ -180,7 +182,7 @@ def _form_of(model: Any, spec: ModelSpec) -> Form:
         columns = None  # what LightGBM calls the columns of an array
     names = getattr(final, "classes_", None)
     values = names.tolist() if isinstance(names, np.ndarray) and names.ndim == 1 else None
-    return Form(
+    return InputSpec(
         "flat",
         None,
         frames=columns is not None,

@@ -1,4 +1,4 @@
-"""What is said on stderr, a line each, beside errors and progress."""
+"""Notes on stderr, a line each, beside errors and progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``whence index`` leaves in a folder, so that nobody has to say it again."""
+"""The record of how ``whence index`` made an index, so that nobody has to say it again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from whence._errors import WhenceError
 from whence._paths import explain_failures
-from whence.cli.data import Reading
-from whence.cli.forms import Form
+from whence.cli.data import DataSpec
+from whence.cli.forms import InputSpec
 from whence.cli.models import ModelSpec
 from whence.index.files import write_json
 
@@ -31,11 +31,11 @@ class Record:
         Of the model's weights.
     data : str
         The path of the training set.
-    reading : Reading
-    form : Form
+    reading : DataSpec
+    form : InputSpec
     batch_size : int
     solver : dict
-        What it takes to make the method again; see ``whence.cli.indexing``.
+        Its name, arguments and options, to make the method again; see ``whence.cli.indexing``.
     method : str
         The folder of the method that was made last.
     """
@@ -43,8 +43,8 @@ class Record:
     model: ModelSpec
     digest: str
     data: str
-    reading: Reading
-    form: Form
+    reading: DataSpec
+    form: InputSpec
     batch_size: int
     solver: dict[str, Any]
     method: str | None
@@ -103,8 +103,8 @@ def read_record(folder: Path) -> Record | None:
             ModelSpec.from_json(content["model"]),
             content["digest"],
             content["data"],
-            Reading.from_json(content["reading"]),
-            Form(**content["form"]),
+            DataSpec.from_json(content["reading"]),
+            InputSpec(**content["form"]),
             content["batch_size"],
             content["solver"],
             content["method"],

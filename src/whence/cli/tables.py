@@ -14,13 +14,13 @@ from whence._errors import WhenceError
 from whence.arrays.base import import_extra
 from whence.cli.images import Frame
 
-__all__ = ["LABEL_NAMES", "SUFFIXES", "Arrays", "Reading", "Table", "read_table"]
+__all__ = ["LABEL_NAMES", "SUFFIXES", "Arrays", "DataSpec", "Table", "read_table"]
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 
 #: Where labels are looked for when nobody says where they are.
 LABEL_NAMES = ("label", "labels", "y", "target", "class")
-#: What stands for a missing number, of those that pandas takes for one.
+#: Texts that pandas takes for a missing number.
 MISSING = frozenset(
     (
         "",
@@ -50,7 +50,7 @@ INPUT_NAMES = ("x", "X")
 
 
 @dataclass(frozen=True)
-class Reading:
+class DataSpec:
     """Where in a file everything stands; ``None`` for what nobody said.
 
     Attributes
@@ -60,7 +60,7 @@ class Reading:
     inputs : list of str or None
         Columns or arrays that the model is given.
     frame : Frame
-        What images are brought to.
+        The size and channels that images are brought to.
     """
 
     label: str | None = None
@@ -74,7 +74,7 @@ class Reading:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Reading:
+    def from_json(cls, content: dict[str, Any]) -> DataSpec:
         """Return what :meth:`as_json` gave."""
         return cls(**content | {"frame": Frame(**content["frame"])})
 
@@ -133,28 +133,28 @@ class Arrays:
 
 
 class Rows(NamedTuple):
-    """What a file holds, in the order of the attributes of :class:`~whence.cli.data.Samples`."""
+    """The contents of a file, in the order of the attributes of :class:`~whence.cli.data.Samples`."""
 
     source: Table | Arrays
-    reading: Reading
+    reading: DataSpec
     labels: np.ndarray | None
     weight: np.ndarray | None
     ids: np.ndarray | None
 
 
 def read_table(
-    path: Path, reading: Reading, columns: list[str] | None, argument: str, remembered: frozenset[str]
+    path: Path, reading: DataSpec, columns: list[str] | None, argument: str, remembered: frozenset[str]
 ) -> Rows:
     """Return the samples in a file.
 
     Parameters
     ----------
     path : Path
-    reading : Reading
+    reading : DataSpec
     columns : list of str or None
         Those that the model was fitted on, which are taken where nobody says which.
     argument : str
-        What messages call the path.
+        The name of the path in messages.
     remembered : set of str
         Attributes of ``reading`` that are left out where they are not there.
     """
@@ -181,7 +181,7 @@ def _pick(given: str | None, there: Sequence[str], option: str, path: Path) -> s
     )
 
 
-def _places(reading: Reading, there: list[str], path: Path, remembered: frozenset[str]) -> Reading:
+def _places(reading: DataSpec, there: list[str], path: Path, remembered: frozenset[str]) -> DataSpec:
     """Return where everything stands, checked; the label is looked for if nobody says where it is."""
     for name in remembered:
         if getattr(reading, name) not in there:
@@ -208,7 +208,7 @@ def _places(reading: Reading, there: list[str], path: Path, remembered: frozense
 # ------------------------------------------------------------------------------------------ .npz
 
 
-def _read_npz(path: Path, reading: Reading, where: str, remembered: frozenset[str]) -> Rows:
+def _read_npz(path: Path, reading: DataSpec, where: str, remembered: frozenset[str]) -> Rows:
     try:
         # Opened here, since numpy leaves a file open that is no zip.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
@@ -239,7 +239,7 @@ def _read_npz(path: Path, reading: Reading, where: str, remembered: frozenset[st
     return Rows(Arrays(inputs), reading, label, weight, ids)
 
 
-def _input_arrays(reading: Reading, there: list[str], path: Path) -> list[str]:
+def _input_arrays(reading: DataSpec, there: list[str], path: Path) -> list[str]:
     rest = [name for name in there if name not in (reading.label, reading.weight, reading.id)]
     named = [name for name in INPUT_NAMES if name in rest]
     if len(named) == 1 or len(rest) == 1:
@@ -256,7 +256,7 @@ def _input_arrays(reading: Reading, there: list[str], path: Path) -> list[str]:
 
 
 def _read_frame(
-    path: Path, reading: Reading, columns: list[str] | None, where: str, remembered: frozenset[str]
+    path: Path, reading: DataSpec, columns: list[str] | None, where: str, remembered: frozenset[str]
 ) -> Rows:
     frame, ids = _frame_in(path, where, reading)
     there = list(frame.columns)
@@ -286,7 +286,7 @@ def _read_frame(
     return Rows(Table(frame[inputs]), found, label, weight, ids if named is None else named)
 
 
-def _frame_in(path: Path, where: str, reading: Reading) -> tuple[Any, np.ndarray | None]:
+def _frame_in(path: Path, where: str, reading: DataSpec) -> tuple[Any, np.ndarray | None]:
     """Return a table with texts for column names, and the names of its rows if it holds some."""
     pandas = import_extra("pandas", "cli")
     kind = path.suffix.lower().lstrip(".")
@@ -302,7 +302,7 @@ def _frame_in(path: Path, where: str, reading: Reading) -> tuple[Any, np.ndarray
     return frame, np.asarray(frame.index) if has_names else None
 
 
-def _read_csv(pandas: Any, path: Path, reading: Reading) -> Any:
+def _read_csv(pandas: Any, path: Path, reading: DataSpec) -> Any:
     """Return a CSV file as a frame; ids and labels are what stands there, such as 007 and NA."""
     there = pandas.read_csv(path, nrows=0).columns
     label = reading.label if reading.label is not None else _label_among([str(name) for name in there])

@@ -12,7 +12,7 @@ from whence.report.names import visible
 
 __all__ = ["Terminal"]
 
-#: What stands for a sign that the encoding of the terminal lacks.
+#: Plain forms of signs that the encoding of the terminal may lack.
 PLAIN = str.maketrans({"−": "-", "×": "x", "…": "...", "█": "#", "∞": "inf", "–": "-", "’": "'"})
 RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")

@@ -1,4 +1,4 @@
-"""What the demo found, and the page that says so."""
+"""The results of the demo, and their page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECKED", "DEMO_SCORES", "Completeness", "DemoResult", "demo_page"]
 
-#: What the training set is ranked by, with how the demo calls it. The loss is the baseline.
+#: Scores that rank the training set, and their names on the page. The loss is the baseline.
 DEMO_SCORES = {
     "leave_one_out": "whence, leave-one-out",
     "self_influence": "LJE self-influence",
@@ -58,7 +58,7 @@ class Completeness:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """The results of the demo.
 
     Attributes
     ----------

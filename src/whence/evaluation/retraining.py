@@ -78,7 +78,7 @@ class LayerRetraining:
 
     @cached_property
     def full(self) -> np.ndarray:
-        """What is asked, with the weights that all samples give; see the class."""
+        """The quantity in question, with the weights that all samples give; see the class."""
         return self.asked(self.theta)
 
     @property
@@ -157,7 +157,7 @@ class EstimatorRetraining:
 
     @cached_property
     def full(self) -> np.ndarray:
-        """What is asked of the estimator trained on all samples, shape ``(T,)``."""
+        """The quantity in question of the estimator trained on all samples, shape ``(T,)``."""
         return self(np.empty(0, dtype=np.int64))
 
     def __call__(self, removed: Any, *, mean_over_kept: bool = True) -> np.ndarray:

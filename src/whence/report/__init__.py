@@ -1,1 +1,1 @@
-"""What people see of the answers: figures (``plots``) and self-contained HTML pages (``html``)."""
+"""Answers for people: figures (``plots``), notebooks, and self-contained HTML pages (``html``)."""

@@ -36,7 +36,7 @@ class Export:
 
     Examples
     --------
-    What a spreadsheet would run gets an apostrophe in front, also where it separates cells otherwise:
+    A formula gets an apostrophe in front, also behind what separates cells in other spreadsheets:
 
     >>> Export("a.csv", ["id", "label"], [[7, "cat"], ["-1", "=1+1"], [8, "a;=1+1"]]).csv.split("\r\n")
     ['\ufeffid,label', '7,cat', "-1,'=1+1", "8,a;'=1+1", '']

@@ -42,16 +42,16 @@ def prediction_cards(
     ----------
     explanation : Explanation
     samples : array, sequence or mapping, optional
-        What to show of the explained samples, in their order, or by id as a mapping.
+        The explained samples as a person should see them, in their order, or a mapping by id.
     training_samples : array, sequence or mapping, optional
-        What to show of the training samples: by position if ids are positions, else a mapping by id.
+        The training samples likewise: in their order if ids are positions, else a mapping by id.
     class_names : sequence of str, optional
     column_names : sequence of str, optional
         The columns of arrays of rows.
     notes : mapping, optional
         A few words on some training samples, by id.
     sample_noun, training_noun : str
-        What a sample is called, in the singular.
+        Nouns for a sample, in the singular.
     """
     wording = Wording.of(explanation, class_names)
     samples = checked_samples(samples, "samples")

@@ -24,7 +24,7 @@ SCORE_NAMES = {
 
 #: Labels of a sequence, or tags of a sample, that are written out.
 LABELS_SHOWN = 12
-#: What stands for a sample without tags.
+#: Shown for a sample without tags.
 NO_TAGS = "no tags"
 
 

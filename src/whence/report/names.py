@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["plain_line", "visible"]
 
-#: What joins letters and emoji, and is no more than that.
+#: Joiners of letters and emoji, which do nothing else.
 JOINERS = "\u200c\u200d"
 #: Categories of what shows nothing by itself: controls, formats (such as what turns the direction of
 #: text), halves of characters, line and paragraph separators, and what has no meaning yet.

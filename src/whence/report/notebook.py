@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whence.report.colors import AGAINST, FOR
 from whence.report.labels import SCORE_NAMES, Wording
 from whence.report.names import visible
 from whence.report.numbers import number
@@ -24,9 +25,7 @@ SAMPLES_NAMED = 3
 #: How many characters of a name are shown.
 N_CHARACTERS = 60
 
-# Text has the colour of the notebook, light or dark. The two colours are only those of bars, and stand
-# out from white and from black alike.
-FOR, AGAINST = "#2b89ae", "#cf6a35"
+# Text has the colour of the notebook, light or dark; only bars have colours of their own.
 CELL = "text-align:left;vertical-align:top;padding:.3em .9em .3em 0"
 
 

@@ -1,4 +1,4 @@
-"""What a page consists of, and its way through the template to one self-contained file.
+"""The parts of a page, and its way through the template to one self-contained file.
 
 A page is a list of sections; a section holds paragraphs, cards and tables. Nothing here knows where they
 come from: ``html`` makes them of answers, and whoever has more to say adds sections of their own.
@@ -22,7 +22,7 @@ from whence.report.pictures import Picture
 __all__ = ["PAGE", "Card", "Cell", "Column", "Contribution", "Fact", "Page", "Section", "Side", "Table"]
 
 
-#: What tells a page: in its head, and in pages of version 0.1 right behind it.
+#: The signs of a page: in its head, and in pages of version 0.1 right behind it.
 SIGNS = (b'<meta name="generator" content="whence', b'<p class="brand">whence</p>')
 #: Where they stand at the latest.
 N_BYTES = 2**16
@@ -92,7 +92,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one training sample brings to one prediction.
+    """The value of one training sample for one prediction, as it stands on a card.
 
     Attributes
     ----------
@@ -160,11 +160,11 @@ class Page:
     lead : sequence of str
         Paragraphs under the title.
     summary : sequence of (name, value)
-        What was asked of which model; the date and the version of whence are added.
+        Model, layer, method and so on; the date and the version of whence are added.
     facts : sequence of Fact
     sections : sequence of Section
     about : mapping
-        What was computed and how, in full; stands at the foot of the page.
+        How everything was computed, in full; stands at the foot of the page.
     """
 
     title: str
@@ -196,7 +196,7 @@ class Page:
         script = ""
         if any(table.export for section in self.sections for table in section.tables):
             script = loader.get_source(environment, "page.js")[0]
-        # A browser runs this script and no other, should one ever come through the escaping.
+        # The policy allows this script's hash alone: injected markup cannot run even if escaping failed.
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
         return environment.get_template("page.html.j2").render(
             page=self,

@@ -41,13 +41,13 @@ N_CHARACTERS = 280
 
 @dataclass(frozen=True)
 class Picture:
-    """What stands for one sample on a page.
+    """The picture of one sample on a page: an image, a text, or a row of values.
 
     Attributes
     ----------
     kind : {"image", "text", "row"}
     alt : str
-        What it is, in words, for whoever does not see it.
+        A description in words, for readers who cannot see it.
     source : str
         The data URI of an image.
     sharp : bool
@@ -75,7 +75,7 @@ class Gallery:
         By position (then ids are positions), or a mapping from id to sample. ``None``: there is
         nothing to show, and :meth:`picture` returns ``None``.
     argument : str
-        What the argument is called in messages.
+        The name of the argument in messages.
 
     Examples
     --------

@@ -10,6 +10,7 @@ import numpy as np
 
 from whence._errors import WhenceError, described
 from whence.arrays.base import check_number, import_extra
+from whence.report.colors import AGAINST, FOR
 from whence.report.labels import SCORE_NAMES, Wording
 from whence.report.names import plain_line, visible
 from whence.report.pictures import Gallery
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LITERAL", "check_axes", "plot_cumulative", "plot_explanation", "plot_suspects"]
 
-#: Blue and orange that stay apart for every kind of colour vision.
-FOR, AGAINST = "#1f6f8b", "#c8662b"
 #: Height of one bar without and with something to see beside it, and of a title and an axis, in inches.
 BAR, TALL_BAR, FRAME = 0.38, 0.52, 1.3
 #: Of texts of the user's: dollars are no formula, and nothing is set by TeX.

@@ -1,4 +1,4 @@
-"""What users give to be seen of samples: collections of single samples, and never a dataset of batches."""
+"""Collections of single samples that users give to be shown; a dataset of batches is none."""
 
 from __future__ import annotations
 

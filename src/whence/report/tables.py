@@ -69,7 +69,7 @@ class Rows:
         A pandas frame is asked by its index, unless that holds other things than the ids, such as times,
         which are then positions; every other table by position; a mapping by id.
     argument : str
-        What messages call it.
+        The name of the argument in messages.
     names : sequence of str, optional
         The columns of an array; numbers by default.
 
@@ -242,7 +242,7 @@ class Comparison:
 def neighbours_table(explanation: Explanation, t: int, comparison: Comparison) -> Table:
     """Return explained row ``t`` beside its neighbours, for a page: one line for each column of the data.
 
-    What differs from the explained row is set apart as a mark.
+    Entries that differ from the explained row are marked.
     """
     row = comparison.explained.in_order(explanation.sample_ids)[t]
     ids = np.concatenate([explanation.ids[t], explanation.opponent_ids[t]])
