@@ -314,3 +314,20 @@ def test_calls_that_depend_on_the_samples_are_refused():
         pass
     with pytest.raises(WhenceError, match="1 calls in every forward pass"), made.record(-x.numpy(), 4):
         pass
+
+
+def test_weight_decay_of_weights_and_biases_apart():
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("first", nn.Linear(4, 5))
+    model.add_module("norm", nn.LayerNorm(5))
+    model.add_module("head", nn.Linear(5, 3, bias=False))
+
+    def call(x, weights):
+        return torch.func.functional_call(model, weights, (torch.as_tensor(x),))
+
+    made = TorchRows(torch, model, call, "head.weight", "all", weight_decay=(0.25, 0.5))
+    made.learn(np.zeros((3, 4), "float32"), 3)
+    np.testing.assert_array_equal(made.l2()["first"], [0.25] * 4 + [0.5])
+    np.testing.assert_array_equal(made.l2()["head"], [0.25] * 5)
+    np.testing.assert_array_equal(made.l2()["norm"], [0.25, 0.5])

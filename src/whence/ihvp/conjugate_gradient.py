@@ -93,7 +93,6 @@ class CGDIHVP(IterativeIHVP):
         raise NotPositiveDefiniteError(worst, self.damping, "Raise the damping.")
 
 
-@SOLVERS.register("cg")
 class RowsDescent(CGDIHVP):
     """The same iteration on vectors of all weights of several layers, ``(m, D, 1)``.
 
@@ -113,6 +112,7 @@ class RowsDescent(CGDIHVP):
         self.preconditioner: Any = preconditioner
 
 
+@SOLVERS.register("cg")
 class CGDIHVPFactory(InverseHessianVectorProductFactory):
     """Builds :class:`CGDIHVP`: exact answers for layers whose Hessian does not fit into memory.
 

@@ -99,8 +99,8 @@ class TorchRows:
         Names of layers; an index counts the linear modules in the order of their calls.
     keeps_tensors : bool, default=False
         Whether rows are tensors where the module is; else NumPy arrays.
-    weight_decay : float, default=0.0
-        That of the optimiser.
+    weight_decay : (float, float), default=(0.0, 0.0)
+        That of the optimiser on weights, and on biases.
     pooling : callable, optional
         ``pooling(inputs)`` gives what each position of the output layer counts, ``(n, L)``, where the
         module brings them together in a weighted mean.
@@ -122,7 +122,7 @@ class TorchRows:
         chosen: str | Sequence[str | int] = "all",
         *,
         keeps_tensors: bool = False,
-        weight_decay: float = 0.0,
+        weight_decay: tuple[float, float] = (0.0, 0.0),
         pooling: Callable[[Any], Any] | None = None,
     ) -> None:
         self._torch = torch
@@ -168,7 +168,11 @@ class TorchRows:
 
     def l2(self) -> dict[str, np.ndarray]:
         """Return the second derivative of each layer's own L2 regulariser, by its inputs ``(d,)``."""
-        return {name: np.full(spec.shape[1], self._weight_decay) for name, spec in self.layers.items()}
+        found = {}
+        for name, spec in self.layers.items():
+            n_biases = 0 if spec.is_table else len(spec.biases)  # the last inputs
+            found[name] = np.repeat(self._weight_decay, [spec.shape[1] - n_biases, n_biases])
+        return found
 
     def samples_at_once(self) -> int:
         """Return how many samples to record at a time, known after the first batch."""
