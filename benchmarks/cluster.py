@@ -29,7 +29,7 @@ from scale import C, D, blocks
 from threadpoolctl import threadpool_limits
 
 import whence
-from whence.attribution.base import Vectors
+from whence.answers.reading import Vectors
 from whence.engine import base as engine
 from whence.engine.cluster import Cluster
 from whence.index import Method, StoredIndex, Writer, shard
@@ -48,7 +48,7 @@ def built(n_samples: int, folder: Path, layer: whence.LinearLayer) -> StoredInde
     for features, labels, fingerprint in blocks(n_samples):
         writer.append(features, labels, None, fingerprint)
     index = writer.finish()
-    index.store_coefficients(layer.residuals, lambda: Method({}, {}, np.zeros(1)))
+    index = index.with_coefficients(layer.residuals, lambda: Method({}, {}, np.zeros(1)))
     return index
 
 

@@ -38,7 +38,7 @@ N_FOLLOWED, N_LEFT_OUT, N_SUBSETS, N_REMOVED = 20, 100, 30, 20
 def left_out(method: Any) -> dict[str, np.ndarray]:
     """Return scores from what the layer would say of its samples without them, in both forms."""
     from whence.arrays.base import as_numpy
-    from whence.attribution.leverage import leave_one_out_residuals
+    from whence.methods.leverage import leave_one_out_residuals
 
     (block,) = method.index
     layer, n_samples = method.layer, method.index.n_samples
@@ -62,8 +62,8 @@ def refitted(method: Any) -> np.ndarray:
     """
     import whence
     from whence.arrays.base import as_numpy
-    from whence.attribution.leverage import leave_one_out_residuals
-    from whence.attribution.refit import refit
+    from whence.methods.leverage import leave_one_out_residuals
+    from whence.methods.refit import refit
 
     index, best, scores = method.index, np.inf, None
     (block,) = index

@@ -22,8 +22,8 @@ from _common import Workload, data_of, parser
 from threadpoolctl import threadpool_limits
 
 import whence
+from whence.answers.reading import Vectors
 from whence.arrays.hashing import hashed_rows
-from whence.attribution.base import Vectors
 from whence.index import Index, Method
 from whence.layers.losses import SoftmaxCrossEntropy
 from whence.search.scores import LinearNearestNeighbors, Queries, scores
@@ -61,7 +61,7 @@ class Problem:
             rows = slice(start, start + 256)
             self.index.append(self.phi[rows], self.y[rows], None, hashed_rows(x[rows]))
         self.index.finish()
-        self.index.store_coefficients(self.layer.residuals, Method({}, {}, np.zeros(1)))
+        self.index = self.index.with_coefficients(self.layer.residuals, lambda: Method({}, {}, np.zeros(1)))
         u = self.phi @ self.theta
         p = np.exp(u - u.max(axis=1, keepdims=True))
         self.p = p / p.sum(axis=1, keepdims=True)

@@ -9,6 +9,7 @@ import pytest
 
 import whence
 import whence.evaluation
+from whence.indexing.options import KEYWORDS
 
 #: What users call or subclass. Of the layers below them, the index and the linear layer, methods of one
 #: line say in it what they take.
@@ -84,6 +85,8 @@ def test_every_parameter_is_described(things):
         parameters = set(inspect.signature(function).parameters) - {"self"}
         count += len(parameters)
         described = set().union(*(documented(text) for text in docstrings if text))
+        if "options" in described and "index_options" in parameters:
+            described |= {*KEYWORDS, "index_options"}  # each is described by IndexOptions
         refers = any(":meth:" in text for text in docstrings if text)
         if not refers and (absent := parameters - described):
             missing[name] = sorted(absent)

@@ -27,8 +27,8 @@ ORDER = [
     "search",
     "indexing",
     "models",
+    "methods",
     "answers",
-    "attribution",
     "label_errors",
     "report",
     "evaluation",
@@ -44,7 +44,7 @@ UPWARD_WHEN_CALLED = {
     ("cli", "whence"),
 }
 #: The mathematics is written once, against the array API standard.
-MATHEMATICS = ["arrays", "engine", "layers", "ihvp", "search", "attribution"]
+MATHEMATICS = ["arrays", "engine", "layers", "ihvp", "search", "methods"]
 FRAMEWORKS = {"jax", "keras", "lightgbm", "sklearn", "tensorflow", "torch", "xgboost"}
 CORE = {"array_api_compat", "numpy", "scipy"}
 #: Modules that are themselves imported only when called for, and what they may import at once.

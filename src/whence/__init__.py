@@ -8,22 +8,15 @@ from whence._errors import (
     NotPositiveDefiniteError,
     WhenceError,
 )
+from whence.answers.average import Average, average
+from whence.answers.baselines import FeatureSimilarity, TrainingLoss
+from whence.answers.contract import Attribution
 from whence.answers.explanation import Explanation
+from whence.answers.gradients import GradientCosine, GradientDotProduct, InfluenceFunctions
+from whence.answers.loading import load_index
+from whence.answers.representers import RepresenterPointL2, RepresenterPointLJE
 from whence.answers.suspects import Suspects
 from whence.arrays.base import import_extra
-from whence.attribution import (
-    Attribution,
-    Average,
-    FeatureSimilarity,
-    GradientCosine,
-    GradientDotProduct,
-    InfluenceFunctions,
-    RepresenterPointL2,
-    RepresenterPointLJE,
-    TrainingLoss,
-    average,
-    load_index,
-)
 from whence.data.base import register_dataset
 from whence.data.readers import Sharded
 from whence.engine.base import Threads
@@ -39,7 +32,9 @@ from whence.ihvp import (
     WoodburyIHVPFactory,
 )
 from whence.index import CACHE, Index
+from whence.indexing.options import IndexOptions
 from whence.layers.linear_layer import LinearLayer
+from whence.methods import Rule
 from whence.models import InfluenceModel, register_adapter
 from whence.search.scores import BaseNearestNeighbors, LinearNearestNeighbors
 from whence.search.top_k import ORDER
@@ -63,6 +58,7 @@ __all__ = [
     "GradientCosine",
     "GradientDotProduct",
     "Index",
+    "IndexOptions",
     "InfluenceFunctions",
     "InfluenceModel",
     "InverseHessianVectorProduct",
@@ -77,6 +73,7 @@ __all__ = [
     "NotPositiveDefiniteError",
     "RepresenterPointL2",
     "RepresenterPointLJE",
+    "Rule",
     "Sharded",
     "Solution",
     "Suspects",

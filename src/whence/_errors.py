@@ -137,3 +137,19 @@ def _restored(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str
     error = kind.__new__(kind, *args)
     vars(error).update(attributes)
     return error
+
+
+def check_choice(value: Any, argument: str, *choices: Any) -> None:
+    """Raise unless ``value`` is one of some choices.
+
+    Examples
+    --------
+    >>> check_choice("mean", "reduction", None, "sum", "none")
+    Traceback (most recent call last):
+        ...
+    whence._errors.WhenceError: reduction: expected None, 'sum' or 'none', got 'mean'. Choose one.
+    """
+    if any(type(value) is type(choice) and value == choice for choice in choices):
+        return
+    first = ", ".join(map(repr, choices[:-1]))
+    raise WhenceError(argument, f"{first} or {choices[-1]!r}", repr(value), "Choose one.")

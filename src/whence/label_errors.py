@@ -10,8 +10,8 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from whence._errors import WhenceError
+from whence.answers.representers import RepresenterPointLJE
 from whence.arrays.base import check_number
-from whence.attribution import RepresenterPointLJE
 from whence.data.tables import is_table
 from whence.ihvp import ExactIHVPFactory
 from whence.models import InfluenceModel

@@ -13,7 +13,7 @@ import pytest
 
 import whence
 from whence import CACHE, ORDER, WhenceError
-from whence.attribution.storing import stored_vectors
+from whence.answers.storing import stored_vectors
 from whence.index import StoredIndex, shard
 from whence.index.files import Lock
 
@@ -213,7 +213,13 @@ def test_vectors_on_disk_are_read_from_there(tmp_path):
     method = made()
     for cache, kind in ((CACHE.DISK, StoredIndex), (CACHE.MEMORY, type(method.index))):
         paths = None, tmp_path / "vectors"
-        vectors = stored_vectors(method.index, method._to_store, method._coefficients, cache, *paths)
+        vectors = stored_vectors(
+            method.index,
+            lambda: method._to_store(method.index),
+            method.rule.coefficients,
+            cache,
+            *paths,
+        )
         assert type(vectors) is kind
     assert vectors is method.index
 

@@ -98,7 +98,9 @@ def test_leaving_out_of_a_step(head):
     method = made(whence.GradientDotProduct, head)
     dense = head.dense
     moved = np.einsum("nd,ndc->nc", dense.phi, dense.gradients) / N
-    assert_close(method._leave_one_out(method.index.shards[0]), dense.phi @ dense.theta + moved, FLOAT64)
+    assert_close(
+        method.rule.leave_one_out(method.index.shards[0].block), dense.phi @ dense.theta + moved, FLOAT64
+    )
 
 
 def test_cosines_leave_nothing_out(head):
@@ -127,7 +129,7 @@ def test_similarity_is_a_vote_of_neighbours(head, use_bias):
     outputs = np.argmax(plain.phi @ plain.dense.theta, axis=1)
     assert_close(self_values_of(method, plain), np.abs(votes[np.arange(N), outputs]), FLOAT64)
     others = x @ (x.T @ votes) - votes
-    assert_close(method._leave_one_out(method.index.shards[0]), others, FLOAT64)
+    assert_close(method.rule.leave_one_out(method.index.shards[0].block), others, FLOAT64)
 
 
 def test_similar_samples_speak_for_their_label():
@@ -151,7 +153,7 @@ def test_training_loss(head):
     assert_close(self_values_of(method, head), losses, FLOAT64)
     explanation = method.explain(head.new)
     assert_close(explanation.totals * explanation.signs, expected.sum(axis=1), FLOAT64)
-    assert_close(method._leave_one_out(method.index.shards[0]), dense.phi @ dense.theta, FLOAT64)
+    assert_close(method.rule.leave_one_out(method.index.shards[0].block), dense.phi @ dense.theta, FLOAT64)
 
 
 def test_training_loss_of_outputs_that_are_right_to_the_last_bit_is_no_vote():

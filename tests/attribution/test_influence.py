@@ -98,7 +98,7 @@ def test_leverage_is_a_newton_step_without_the_sample(head, effect_on):
     assert_close(values_of(method, head), of(head, np.stack(moves)), SOLVE)
     (shard,) = method.index.shards
     left_out = dense.phi @ dense.theta + np.einsum("nd,ndc->nc", dense.phi, np.stack(moves)) / N
-    assert_close(method._leave_one_out(shard), left_out, SOLVE)
+    assert_close(method.rule.leave_one_out(shard.block), left_out, SOLVE)
 
 
 def test_leverage_is_exact_for_squared_error():
@@ -153,7 +153,7 @@ def test_changes_of_the_loss_need_the_loss(head, options):
 def test_without_leverage_leaves_out_to_first_order(head):
     method = made(head)
     (shard,) = method.index.shards
-    assert_close(method._leave_one_out(shard), head.dense.leave_one_out(), SOLVE)
+    assert_close(method.rule.leave_one_out(shard.block), head.dense.leave_one_out(), SOLVE)
 
 
 def test_positive_speaks_for(head):

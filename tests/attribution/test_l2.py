@@ -12,7 +12,7 @@ pytest.importorskip("tensorflow")
 
 from heads import CASES, CLASSES, Head, N, T, self_values_of, values_of
 
-from whence.attribution.refit import DoubleBlocks, _Objective
+from whence.methods.refit import DoubleBlocks, _Objective
 
 L2 = 0.02
 #: Weights are off by the gradient norm, 1e-10, over 2 * L2; alphas by a curvature times that over N * L2.
@@ -108,7 +108,7 @@ def test_leaving_out_drops_the_own_term(fitted):
     alpha = -expected.residuals / (2 * L2 * N)
     own = alpha * (head.phi**2).sum(axis=1, keepdims=True)
     (shard,) = method.index.shards
-    assert_close(method._leave_one_out(shard), head.phi @ expected.theta - own, REFIT)
+    assert_close(method.rule.leave_one_out(shard.block), head.phi @ expected.theta - own, REFIT)
 
 
 def test_a_sample_speaks_for_its_label_where_features_agree():

@@ -6,10 +6,10 @@ import reference
 from tolerances import FLOAT64, SOLVE, assert_close
 
 import whence
-from whence.attribution.ridge import Ridge as RidgeVotes
-from whence.attribution.ridge import target_rows
 from whence.engine.base import Threads
 from whence.layers.losses import SoftmaxCrossEntropy
+from whence.methods.ridge import Ridge as RidgeVotes
+from whence.methods.ridge import target_rows
 
 pytest.importorskip("sklearn")
 from sklearn.base import clone
@@ -158,7 +158,7 @@ def test_what_is_ranked_by_unless_told_otherwise():
 
 
 def test_layers_of_very_many_features_are_ranked_by_themselves(monkeypatch):
-    monkeypatch.setattr("whence.attribution.ridge.FEATURES", D)  # and the constant of the bias
+    monkeypatch.setattr("whence.methods.ridge.FEATURES", D)  # and the constant of the bias
     method, data = made()
     assert method.suspects(data, 1).score == "leave_one_out"
 
@@ -192,7 +192,7 @@ def test_nothing_counts():
 
 
 def test_too_many_features_for_memory(monkeypatch):
-    monkeypatch.setattr("whence.attribution.ridge.memory_bytes", lambda: 100.0)
+    monkeypatch.setattr("whence.methods.ridge.memory_bytes", lambda: 100.0)
     method, data = made()
     with pytest.raises(whence.WhenceError, match=r"second moments fit into memory \(0 GiB here\)"):
         method.suspects(data, 1, score="ridge")

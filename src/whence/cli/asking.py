@@ -12,8 +12,8 @@ import numpy as np
 from whence._errors import WhenceError
 from whence._files import check_file
 from whence.answers.explanation import Explanation
+from whence.answers.loading import load_index
 from whence.answers.suspects import Suspects
-from whence.attribution import load_index
 from whence.cli.data import Batches, DataSpec, Samples, check_path, read_samples
 from whence.cli.forms import InputSpec
 from whence.cli.indexing import RunOptions, check_classes, made

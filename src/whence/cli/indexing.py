@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
-from whence.attribution import RepresenterPointLJE
+from whence.answers.representers import RepresenterPointLJE
 from whence.cli.data import Batches, DataSpec, Samples, check_path, read_samples
 from whence.cli.forms import InputSpec, are_padded, is_text
 from whence.cli.models import ModelSpec, OpenedModel, code_of, open_model

@@ -66,7 +66,7 @@ def index_content(folder: Any, indexed: Indexed, seconds: float) -> dict[str, An
         "n_samples": indexed.method.index.n_samples,
         "classes": indexed.form.classes,
         "agreement": indexed.agreement,
-        "about": indexed.method._about(),
+        "about": indexed.method.about(),
         "seconds": round(seconds, 3),
     }
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from whence._files import check_file
 from whence.answers.explanation import Explanation
+from whence.answers.representers import RepresenterPointLJE
 from whence.arrays.base import import_extra
-from whence.attribution import RepresenterPointLJE
 from whence.demo.report import CHECKED, DEMO_SCORES, Completeness, DemoResult, demo_page
 from whence.ihvp import ExactIHVPFactory
 from whence.models import InfluenceModel

@@ -10,8 +10,8 @@ import numpy as np
 import scipy.stats
 
 from whence._errors import WhenceError
+from whence.answers.contract import Attribution
 from whence.arrays.base import check_number, import_extra
-from whence.attribution import Attribution
 
 __all__ = ["completeness", "stability"]
 

@@ -11,8 +11,9 @@ import numpy as np
 import scipy.stats
 
 from whence._errors import WhenceError
+from whence.answers.contract import Attribution
+from whence.answers.gradients import InfluenceFunctions
 from whence.arrays.base import check_number, check_seed, import_extra
-from whence.attribution import Attribution, InfluenceFunctions
 from whence.evaluation.parallel import parallel_map
 from whence.evaluation.retraining import LayerRetraining
 

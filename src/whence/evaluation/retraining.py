@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError
+from whence.answers.contract import Attribution
+from whence.answers.representers import RepresenterPointL2
 from whence.arrays.base import as_numpy, import_extra
-from whence.attribution import Attribution, RepresenterPointL2
-from whence.attribution.gradient import LossQuestion
-from whence.attribution.refit import refit
 from whence.engine.blocks import Block
 from whence.layers.linear_layer import LinearLayer
+from whence.methods.gradient import LossQuestion
+from whence.methods.refit import refit
 
 __all__ = ["EstimatorRetraining", "LayerRetraining"]
 

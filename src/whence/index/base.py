@@ -7,8 +7,10 @@ other weights, and a fingerprint, so that a sample is recognised when the traini
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -104,8 +106,7 @@ class Index:
         self._buffer = RowBuffer()
         self._shard_rows = 0
         self._ids: np.ndarray | None = None
-        self._sorted: tuple[np.ndarray, np.ndarray] | None = None
-        self._order: str | None = None
+        self._lookup = _Lookup()
         #: What the training set does, where its order is not known, so that positions name nothing.
         self.unordered: str | None = None
         #: What the features belong to: the layer, its weights, the loss.
@@ -116,6 +117,8 @@ class Index:
         self.progress: bool | None = False
         #: Who sees whether the model is still the one that the features are of, where there is a model.
         self.watch: Any = None
+        #: The dataset that it was made from, as the user gave it.
+        self.source: Any = None
 
     # ------------------------------------------------------------------ building
 
@@ -171,16 +174,34 @@ class Index:
     def close(self) -> None:
         """Let go of what building holds, if it is not finished: nothing here."""
 
-    def store_coefficients(
+    def with_coefficients(
         self, function: Callable[[Block], Array], method: Any, engine: Engine | None = None
-    ) -> None:
-        """Keep ``function(block)``, shape ``(n, C)``, beside the features of every shard.
+    ) -> Index:
+        """Return the same index with ``function(block)``, shape ``(n, C)``, beside every shard's features.
 
-        ``method()`` says what they are of, and ``engine`` where they are computed, where they are
-        stored: in memory neither plays a part.
+        The index itself stays as it is: each method has coefficients of its own. ``method()`` says what
+        they are of, and ``engine`` where they are computed, where they are stored: in memory neither plays
+        a part.
         """
-        for shard in self.shards:
-            shard.coefficients = function(shard.block)
+        other = copy.copy(self)
+        other.shards = [replace(shard, coefficients=function(shard.block)) for shard in self.shards]
+        return other
+
+    def check(self, identity: dict[str, Any], order: str | None = None) -> None:
+        """Raise unless the index is of this layer and loss."""
+        differing = [key for key in identity if self.identity.get(key) != identity[key]]
+        if differing:
+            raise WhenceError(
+                "dataset",
+                "an index with " + ", ".join(f"{key} {identity[key]!r}" for key in differing),
+                "one with " + ", ".join(f"{key} {self.identity.get(key)!r}" for key in differing),
+                "Index the training set with this model: model.index(train).",
+            )
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether the layer is applied along a sequence."""
+        return self.shards[0].phi.ndim == 3
 
     # ------------------------------------------------------------------- reading
 
@@ -242,23 +263,23 @@ class Index:
     @property
     def order(self) -> str:
         """A text that changes with the training set, its order included."""
-        if self._order is None:
+        if self._lookup.order is None:
             digest = hashlib.blake2b(digest_size=16)
             for shard in self.shards:
                 digest.update(np.ascontiguousarray(shard.fingerprint).tobytes())
-            self._order = digest.hexdigest()
-        return self._order
+            self._lookup.order = digest.hexdigest()
+        return self._lookup.order
 
     def rows_of(self, fingerprint: np.ndarray) -> np.ndarray:
         """Return the row of each fingerprint, or -1 where the index does not hold it.
 
         Samples that are equal to the last bit share a row, the first: their influences are equal too.
         """
-        if self._sorted is None:
+        if self._lookup.by_fingerprint is None:
             every = self._fingerprint()
             order = np.argsort(every, kind="stable")
-            self._sorted = every[order], order
-        values, order = self._sorted
+            self._lookup.by_fingerprint = every[order], order
+        values, order = self._lookup.by_fingerprint
         position = np.minimum(np.searchsorted(values, fingerprint), values.size - 1)
         return np.where(values[position] == fingerprint, order[position], -1)
 
@@ -335,6 +356,14 @@ class Index:
         part.shards = [self.take(rows)]
         part.progress = self.progress
         return part
+
+
+@dataclass
+class _Lookup:
+    """What is computed of an index on the first call, shared by all that share its samples."""
+
+    by_fingerprint: tuple[np.ndarray, np.ndarray] | None = None
+    order: str | None = None
 
 
 def check_ids(ids: Any, n_samples: int) -> np.ndarray | None:

@@ -213,8 +213,8 @@ def _reusable(folder: Path, method: Method) -> StoredMethod | None:
         stored = StoredMethod(folder)
     except WhenceError:  # no longer what was written: it is written again
         return None
-    if stored.damage(thoroughly=True) is not None:
-        return None
+    if stored.damage(thoroughly=True) is not None or (method.settings and not stored.settings):
+        return None  # harmed, or of a version that did not say how it is made again
     stored.check_weights(method)
     return stored
 

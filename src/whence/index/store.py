@@ -16,6 +16,7 @@ the batches, so that an interrupted run and the one that goes on from it give th
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -345,30 +346,35 @@ class StoredIndex(Index):
                 )
             self._marks[file.name] = mark
 
-    def use_method(self, stored: StoredMethod, *, verify: bool = True) -> None:
-        """Take the coefficients from a method of the folder."""
+    def with_method(self, stored: StoredMethod, *, verify: bool = True) -> StoredIndex:
+        """Return the same index with the coefficients of a method of the folder."""
         refuse_damage(self.folder, stored.damage(thoroughly=verify))
-        self._take(stored)
+        return self._with(stored)
 
-    def store_coefficients(
+    def with_coefficients(
         self,
         function: Callable[[Block], Array],
         method: Callable[[], Method],
         engine: Engine | None = None,
-    ) -> None:
-        """Keep the coefficients of a method in a folder of its own; nothing is written if it is there."""
+    ) -> StoredIndex:
+        """Return the same index with the coefficients of a method, in a folder of its own.
+
+        Nothing is written if it is there.
+        """
 
         def parts() -> Iterator[Any]:
             return track(self.parts(), "storing coefficients", self.n_parts, self.progress, "part")
 
-        self._take(write_method(self.folder, parts, function, method(), engine or self.engine))
+        return self._with(write_method(self.folder, parts, function, method(), engine or self.engine))
 
-    def _take(self, method: StoredMethod) -> None:
+    def _with(self, method: StoredMethod) -> StoredIndex:
         if len(method.record["coefficients"]) != len(self.manifest["shards"]):
             refuse_damage(self.folder, f"coefficients of {len(method.record['coefficients'])} shards")
-        self.method = method
+        other = copy.copy(self)
+        other.method = method
         records = self.manifest["shards"]
-        self.shards = StoredShards(self.folder, records, method.folder, method.record["coefficients"])
+        other.shards = StoredShards(self.folder, records, method.folder, method.record["coefficients"])
+        return other
 
 
 def _holds(file: Path, content: dict[str, Any]) -> bool:

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError, warn
+from whence._errors import WhenceError, check_choice, warn
 from whence.arrays.base import as_numpy
 from whence.data.base import Dataset, fingerprints
 from whence.data.order import SampleNames
-from whence.engine.base import Engine
+from whence.engine.base import as_engine
 from whence.index import Index, Writer
 from whence.indexing.extraction import fill, refuse_changed
 from whence.indexing.observation import Observer, Watcher
+from whence.indexing.options import IndexOptions
 from whence.progress import track
 
 __all__ = ["index_of"]
 
 
-def index_of(
-    model: Observer,
-    dataset: Any,
-    argument: str,
-    ids: Any,
-    progress: bool | None,
-    path: str | Path | None,
-    feature_dtype: Any,
-    engine: Engine,
-    on_error: str,
-) -> Index:
+def index_of(model: Observer, dataset: Any, argument: str, options: IndexOptions) -> Index:
     """Return the index of a training set; see :meth:`whence.InfluenceModel.index`."""
-    if on_error not in ("raise", "skip"):
-        raise WhenceError("on_error", "'raise' or 'skip'", repr(on_error), "Choose one.")
-    if on_error == "skip" and path is None:
+    path, progress, feature_dtype = options.path, options.progress, options.feature_dtype
+    engine = as_engine(options.engine)
+    check_choice(options.on_error, "on_error", "raise", "skip")
+    if options.on_error == "skip" and path is None:
         fix = "Give a folder, or on_error='raise'."
         raise WhenceError("index_path", "a folder, since on_error='skip' records there", "None", fix)
     if engine.is_remote and path is None:
@@ -45,16 +36,16 @@ def index_of(
             "Give one on a shared file system, or in an object store: 's3://bucket/train.index'.",
         )
     opened = model.open(dataset, argument)
-    names = SampleNames(opened, ids)
+    names = SampleNames(opened, options.ids)
     if opened.note is not None:
         warn(f"{argument}: {opened.note}")
     if path is None:
         return _filled_in_order(model, Index(feature_dtype), opened, names, progress)
-    by_shares = engine.is_remote or on_error == "skip"
+    by_shares = engine.is_remote or options.on_error == "skip"
     writer = Writer(path, feature_dtype, verify=not by_shares)
     try:
         if by_shares:
-            return fill(model, writer, opened, names, progress, engine, on_error)
+            return fill(model, writer, opened, names, progress, engine, options.on_error)
         return _filled_in_order(model, writer, opened, names, progress)
     finally:
         writer.close()

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,10 @@ from whence.data.base import Batch, Dataset, leaves, map_leaves, open_dataset, t
 from whence.data.form import BatchForm
 from whence.engine.base import as_engine
 from whence.ihvp.collected import CurvaturePart
-from whence.index import Index, StoredIndex
+from whence.index import Index
 from whence.indexing.base import index_of
 from whence.indexing.observation import Observation
+from whence.indexing.options import IndexOptions, changed, options_of
 from whence.layers.linear_layer import Block, LinearLayer
 from whence.layers.losses import Loss
 from whence.layers.rows import Rows
@@ -153,7 +155,14 @@ class InfluenceModel:
         other._open(adapter)
         return other
 
-    def at_index(self, index: StoredIndex) -> InfluenceModel:
+    def is_at(self, layer_name: str) -> bool:
+        """Return whether files call the target layer so; false as long as none is chosen."""
+        try:
+            return self.lasting_name == layer_name
+        except WhenceError:  # some adapters choose it on the first batch
+            return False
+
+    def at_index(self, index: Index) -> InfluenceModel:
         """Return the same model at the layer that a stored training set is of.
 
         Raises
@@ -163,11 +172,21 @@ class InfluenceModel:
         """
         adapter = self._adapter.with_lasting_name(index.identity["layer"])
         other = self._with(adapter, adapter.layer_name)
-        index.check(other.identity())
-        if other._adapter.counts_classes:
-            other._count_classes((as_numpy(block.target), None) for block in index)
-        other._learn_from(index)
+        other.take(index)
         return other
+
+    def take(self, index: Index) -> None:
+        """Take an index that was made with this model for its training set.
+
+        Raises
+        ------
+        WhenceError
+            If it is of another layer, other weights or another loss.
+        """
+        index.check(self.identity())
+        if self._adapter.counts_classes:
+            self._count_classes((as_numpy(block.target), None) for block in index)
+        self._learn_from(index)
 
     def _open(self, adapter: Adapter) -> None:
         self._adapter = adapter
@@ -356,39 +375,39 @@ class InfluenceModel:
         feature_dtype: Any = None,
         engine: Any = None,
         on_error: str = "raise",
+        options: IndexOptions | None = None,
     ) -> Index:
         """Pass over a training set once and store what the layer sees of it.
+
+        Give the index to methods in place of the training set: they share it, and the model is run once.
 
         Parameters
         ----------
         dataset : dataset
-        ids : sequence, optional
-            Names of the samples, in the order of the dataset (of a DataLoader: of the dataset behind it);
-            by default the ids that they bring (``batch=`` of the model), the index of a pandas frame, or
-            positions.
-        progress : bool, optional
+        ids, progress, path, feature_dtype, engine, on_error : optional
+            See :class:`~whence.IndexOptions`.
         argument : str, default="dataset"
-            What messages call it.
-        path : path, optional
-            A folder for the index, which is then read from there and may be larger than memory. What an
-            earlier run stored there is kept: only the first batch, and those that are missing, go
-            through the model.
-        feature_dtype : {None, "float16", "float32"}, default=None
-            What features are stored as; ``None`` leaves them as the model gives them.
-        engine : int or dask.distributed.Client or Engine, optional
-            Where work on the index is done: in so many threads, or on a cluster, for which the index must
-            have a ``path`` that its workers reach. See :func:`~whence.engine.base.as_engine`.
-        on_error : {"raise", "skip"}, default="raise"
-            What to do about samples that cannot be read or that the model does not take. ``"skip"`` leaves
-            them out, for an index with a ``path``: its ``skipped`` lists them with their errors. The
-            others keep their positions as names, or those of ``ids``.
+            What messages call the dataset.
+        options : IndexOptions, optional
+            All of these as one object.
+
+        Returns
+        -------
+        Index
         """
-        place = as_engine(engine)
-        if self._adapter.counts_classes:
-            batches = self.open(dataset, argument)
-            self._count_classes((self.targets(b), self.sample_weights(b)) for b in batches)
-        filled = index_of(self, dataset, argument, ids, progress, path, feature_dtype, place, on_error)
-        filled.engine, filled.progress = place, progress
+        named = {
+            "ids": ids,
+            "progress": progress,
+            "index_path": path,
+            "feature_dtype": feature_dtype,
+            "engine": engine,
+            "on_error": on_error,
+        }
+        wanted = options_of({"index_options": options, **changed(named)})
+        wanted = replace(wanted, engine=as_engine(wanted.engine))
+        filled = index_of(self, dataset, argument, wanted)
+        filled.engine, filled.progress = wanted.engine, wanted.progress
+        filled.source = dataset
         self._learn_from(filled)
         return filled
 

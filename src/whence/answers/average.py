@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError, described
+from whence.answers.contract import Attribution
 from whence.answers.explanation import Explanation
+from whence.answers.questions import members_of
+from whence.answers.reading import all_scores, at_most, check_k
 from whence.answers.suspects import Suspects
 from whence.arrays.base import as_array, as_numpy
-from whence.attribution.answers import members_of
-from whence.attribution.base import all_scores, at_most, check_k
-from whence.attribution.contract import Attribution
-from whence.attribution.question import join
 from whence.data.base import Batch, Dataset
 from whence.data.order import SampleNames, no_positions
+from whence.methods.question import join
 from whence.progress import track
 from whence.search.top_k import ORDER, TopK
 
@@ -168,10 +168,9 @@ class Average:
             together: list[dict[str, np.ndarray]] = []
             for method in self.methods:
                 question, facts = method._ask(batch, start, wanted, positions)
-                values = values + all_scores(method._checked_queries(question)[0], method.index).astype(
-                    np.float64
-                )
-                together.append(facts)
+                queries, _ = method._checked_queries(question)
+                values = values + all_scores(queries, method.index).astype(np.float64)
+                together.append({**facts, "totals": method._totals(question, queries)})
             facts = dict(together[0])
             for name in ("pre_activations", "totals"):
                 facts[name] = np.mean([one[name] for one in together], axis=0)
@@ -194,7 +193,7 @@ class Average:
         return np.concatenate([np.zeros(start, dtype=np.int64), np.argmax(sums, axis=-1)])
 
     def _about(self) -> dict[str, Any]:
-        about = self.methods[0]._about() | self.methods[0]._measured()
+        about = self.methods[0].about() | self.methods[0].measured()
         return about | {"n_models": len(self.methods)}
 
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.arrays.base import as_numpy
-from whence.attribution.question import Question
 from whence.ihvp import InverseHessianVectorProduct
 from whence.index import Shard
 from whence.layers.linear_layer import LinearLayer
+from whence.methods.question import Question
 from whence.search.scores import TOLERANCE, Queries, Vector, scores
 
 __all__ = ["LARGEST_ERROR", "Probe", "is_sum", "refuse_if_eaten", "sum_error"]

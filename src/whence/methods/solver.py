@@ -1,30 +1,62 @@
-"""The solver that a method is given, built on its layer and training set."""
+"""The solver of a rule, built on its layer and training set."""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from whence._errors import WhenceError, described
-from whence.arrays.base import Array, check_number, like
+from whence.arrays.base import Array, check_number, check_seed, like
 from whence.arrays.sparse import SparseRows
-from whence.attribution.base import Scorer
 from whence.ihvp import InverseHessianVectorProduct, Solution
 from whence.ihvp.rows import CurvatureRows, RowsIHVP, refuse_one_layer
-from whence.index import shuffle_buffer_sample
-from whence.layers.linear_layer import Blocks, LinearLayer
+from whence.index import Index, shuffle_buffer_sample
+from whence.layers.linear_layer import LinearLayer
 
-__all__ = ["build_solver", "check_factory", "factory_arguments"]
+__all__ = ["Drawn", "build_solver", "check_factory", "factory_arguments"]
 
 
-def check_factory(factory: Any, n_samples_for_hessian: int | None, shuffle_buffer_size: int) -> None:
-    """Raise unless ``factory`` builds solvers and the numbers make sense; before any work is done."""
-    if n_samples_for_hessian is not None:
-        check_number(n_samples_for_hessian, "n_samples_for_hessian", minimum=1, integer=True)
-    check_number(shuffle_buffer_size, "shuffle_buffer_size", minimum=1, integer=True)
+@dataclass(frozen=True)
+class Drawn:
+    """Which training samples a Hessian is computed from: all, or some drawn through a shuffle buffer.
+
+    Attributes
+    ----------
+    n_samples_for_hessian : int or None
+    shuffle_buffer_size : int
+    seed : int
+    """
+
+    n_samples_for_hessian: int | None = None
+    shuffle_buffer_size: int = 10000
+    seed: int = 0
+
+    def check(self) -> Drawn:
+        """Return itself, or raise if the numbers make no sense."""
+        if self.n_samples_for_hessian is not None:
+            check_number(self.n_samples_for_hessian, "n_samples_for_hessian", minimum=1, integer=True)
+        check_number(self.shuffle_buffer_size, "shuffle_buffer_size", minimum=1, integer=True)
+        check_seed(self.seed)
+        return self
+
+    def samples(self, index: Index) -> Index:
+        """Return the index, or one of the samples that are drawn."""
+        n_drawn = self.n_samples_for_hessian
+        if n_drawn is None or n_drawn >= index.n_samples:
+            return index
+        rng = np.random.default_rng(self.seed)
+        return index.subset(shuffle_buffer_sample(index.n_samples, n_drawn, self.shuffle_buffer_size, rng))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return it as arguments of a method."""
+        return asdict(self)
+
+
+def check_factory(factory: Any) -> None:
+    """Raise unless ``factory`` builds solvers; before any work is done."""
     if isinstance(factory, type) or not callable(getattr(factory, "build", None)):
         raise WhenceError(
             "ihvp_calculator_factory",
@@ -42,22 +74,11 @@ def factory_arguments(factory: Any) -> dict[str, Any]:
 
 
 def build_solver(
-    factory: Any,
-    method: Scorer,
-    layer: LinearLayer,
-    n_samples_for_hessian: int | None,
-    shuffle_buffer_size: int,
-    seed: int,
+    factory: Any, index: Index, layer: LinearLayer, drawn: Drawn
 ) -> InverseHessianVectorProduct:
-    """Build a method's solver, on all training samples or on some drawn through a shuffle buffer."""
-    index = method.index
-    samples: Blocks = index
-    if n_samples_for_hessian is not None and n_samples_for_hessian < index.n_samples:
-        rng = np.random.default_rng(seed)
-        rows = shuffle_buffer_sample(index.n_samples, n_samples_for_hessian, shuffle_buffer_size, rng)
-        samples = index.subset(rows)
+    """Build a rule's solver on the stored training set, at the weights of ``layer``."""
     phi = index.shards[0].phi
-    ihvp = factory.build(layer.at(like(layer.theta, phi)), samples)
+    ihvp = factory.build(layer.at(like(layer.theta, phi)), drawn.samples(index))
     if not isinstance(ihvp, InverseHessianVectorProduct):
         raise WhenceError(
             "ihvp_calculator_factory.build",
@@ -65,9 +86,7 @@ def build_solver(
             f"a {type(ihvp).__name__}",
             "Subclass InverseHessianVectorProduct.",
         )
-    ihvp.progress = method.progress
-    if ihvp.influence_model is None:
-        ihvp.influence_model = method.influence_model
+    ihvp.progress = index.progress
     return ihvp if isinstance(phi, np.ndarray | SparseRows) else _FromHost(ihvp, phi)
 
 

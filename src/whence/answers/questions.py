@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 
 from whence._errors import WhenceError, warn
+from whence.answers.accuracy import is_sum, sum_error
 from whence.answers.explanation import Explanation
+from whence.answers.reading import Scorer, Vectors, all_scores, at_most, check_k
 from whence.answers.suspects import Suspects
 from whence.arrays.base import as_array, as_numpy, check_finite, row_slices
-from whence.attribution.accuracy import is_sum, sum_error
-from whence.attribution.base import Scorer, Vectors, all_scores, at_most, check_k
-from whence.attribution.question import Question, hide, join, positions_of
-from whence.attribution.ridge import Ridge
 from whence.data.base import Batch, Dataset
 from whence.data.order import SampleNames, no_positions
 from whence.index import Shard
 from whence.indexing.observation import Observation
+from whence.methods.base import Rule
+from whence.methods.question import Question, hide, join, positions_of
+from whence.methods.ridge import Ridge
 from whence.progress import track
 from whence.search.scores import LinearNearestNeighbors, Queries, scores
 from whence.search.top_k import ORDER
@@ -78,11 +79,13 @@ class Answers(Scorer):
         parts: list[dict[str, np.ndarray]] = []
         opened, named = self._opened(samples, ids)
         for question, facts in self._questions_of(opened, named, outputs, positions, progress):
-            parts.append(facts | self._searched(question, search))
+            queries, errors = self._checked_queries(question)
+            answer = {"totals": self._totals(question, queries), "solver_errors": errors}
+            parts.append({**facts, **answer, **self._searched(queries, search)})
         joined = {key: join([part[key] for part in parts]) for key in parts[0]}
         measured = {"k": k, "sum_error": sum_error(joined.pop("sums"), joined)}
         solver_errors = joined.pop("solver_errors")
-        if self._solves:
+        if self.rule.solves_queries:
             measured["solver_error"] = float(solver_errors.max(initial=0.0))
         n_explained = joined["values"].shape[0]
         ids = named.names(n_explained)
@@ -98,7 +101,7 @@ class Answers(Scorer):
             labels=joined.pop("labels", None),
             training_labels=self._stored_labels(rows),
             opponent_labels=self._stored_labels(opponents),
-            about=self._about() | self._measured() | measured,
+            about=self.about() | self.measured() | measured,
             **joined,
         )
 
@@ -121,7 +124,7 @@ class Answers(Scorer):
         score : {"ridge", "leave_one_out", "self_influence", "loss"}, optional
             ``"ridge"``: minus the margin of the given label in what a ridge regression of the labels on
             the layer's inputs, fitted to all other samples, says of the sample
-            (:class:`whence.attribution.ridge.Ridge`). ``"leave_one_out"``: the same for the
+            (:class:`whence.methods.ridge.Ridge`). ``"leave_one_out"``: the same for the
             prediction that the layer would make without the sample. ``"self_influence"``:
             :meth:`compute_influence_values`. ``"loss"``: the model's loss on the sample. Along a sequence
             a sample is left out with all its positions, and margins and losses are averaged over them by
@@ -158,7 +161,7 @@ class Answers(Scorer):
             score=score,
             labels=self._stored_labels(chosen),
             predictions=self._stored_predictions(chosen),
-            about=self._about() | self._measured() | {"score": score},
+            about=self.about() | self.measured() | {"score": score},
         )
 
     def influences(
@@ -188,7 +191,7 @@ class Answers(Scorer):
         self.index.check_named()  # whose column is whose
         members = None if groups is None else members_of(groups, self.index.n_samples)
         parts: list[np.ndarray] = []
-        for question, _ in self.questions(samples, outputs=outputs, positions=positions, progress=progress):
+        for question, _ in self._asked(samples, outputs, positions, progress):
             values = all_scores(self._checked_queries(question)[0], self.index)
             _check_scores(values)
             parts.append(values if members is None else values.astype(np.float64) @ members)
@@ -211,7 +214,14 @@ class Answers(Scorer):
         facts : dict
             Arrays of :class:`~whence.Explanation` that need no search.
         """
-        yield from self._questions_of(*self._opened(samples, None), outputs, positions, progress)
+        for question, facts in self._asked(samples, outputs, positions, progress):
+            yield question, {**facts, "totals": self._totals(question, self._queries(question))}
+
+    def _asked(
+        self, samples: Any, outputs: Any, positions: Any, progress: bool | None
+    ) -> Iterator[tuple[Question, dict[str, np.ndarray]]]:
+        """Yield the same, without totals."""
+        return self._questions_of(*self._opened(samples, None), outputs, positions, progress)
 
     def _opened(self, samples: Any, ids: Any) -> tuple[Dataset, SampleNames]:
         """Return samples to explain as a dataset, and what gathers their names."""
@@ -251,6 +261,13 @@ class Answers(Scorer):
         self, batch: Batch, start: int, outputs: Any, positions: Any
     ) -> tuple[Question, dict[str, np.ndarray]]:
         """Return what is asked about a batch, and what an explanation says of it."""
+        if outputs is not None and self.asks_about_loss:
+            raise WhenceError(
+                "outputs",
+                "None, since effect_on='loss' asks about the loss of the given label",
+                repr(outputs),
+                "Leave it out, or ask about one output: effect_on='pre_activation'.",
+            )
         seen = self._observe(batch)
         weight = labelled = counted = None
         at = None
@@ -279,13 +296,13 @@ class Answers(Scorer):
             self.layer.loss.is_classification and self.layer.n_outputs == 1 and not self.asks_about_loss
         )
         signs = np.where(is_turned & (said[..., 0] < 0), -1.0, 1.0)
-        question = self._question(seen, outputs, signs if weight is None else signs * weight)
+        shares = signs if weight is None else signs * weight
+        question = self._question(seen, outputs, shares)
         result = {
             "outputs": hide(outputs, counted),
             "signs": hide(signs, counted),
             "predictions": hide(self._predictions(said), counted),
             "pre_activations": question.pick(u),
-            "totals": self._totals(question),
         }
         if at is not None:
             result["positions"] = at
@@ -293,9 +310,8 @@ class Answers(Scorer):
             result["labels"] = hide(self._labels(seen.target, seen.phi), labelled)
         return question, result
 
-    def _searched(self, question: Question, search: LinearNearestNeighbors) -> dict[str, np.ndarray]:
+    def _searched(self, queries: Queries, search: LinearNearestNeighbors) -> dict[str, np.ndarray]:
         """Return the strongest training samples of either sign for each question."""
-        queries, errors = self._checked_queries(question)
         parts = []
         for rows in row_slices(len(queries), min(QUERY_ROWS, queries.at_once)):
             part = queries[rows]
@@ -309,7 +325,7 @@ class Answers(Scorer):
             with np.errstate(over="ignore"):  # looked for right here
                 joined[name] = joined[name].astype(dtype)
             _check_scores(joined[name])
-        return joined | {"solver_errors": errors}
+        return joined
 
     def _suspicion(self, score: str, progress: bool | None) -> np.ndarray:
         """Return how doubtful the label of every stored sample is."""
@@ -321,6 +337,11 @@ class Answers(Scorer):
             return -as_numpy(self.layer.loss.margin(left_out, target))
         function = _losses_of if score == "loss" else _margins_left_out
         return self._of_shards(function, f"suspects by {score}", progress, score != "loss")
+
+    def _default_score(self) -> str:
+        """Return what doubtful labels are ranked by unless a score is asked for: the method itself."""
+        suits = self.rule.prefers_ridge and Ridge.where_it_suits(self.layer, self.index) is not None
+        return "ridge" if suits else "leave_one_out"
 
 
 def _both_ends(search: LinearNearestNeighbors, queries: Queries, in_double: bool) -> dict[str, np.ndarray]:
@@ -336,15 +357,15 @@ def _both_ends(search: LinearNearestNeighbors, queries: Queries, in_double: bool
     }
 
 
-def _losses_of(scorer: Scorer, shard: Shard) -> np.ndarray:
+def _losses_of(rule: Rule, shard: Shard) -> np.ndarray:
     """Return the model's loss on the samples of a shard, shape ``(n,)``."""
-    return as_numpy(scorer.layer.losses(shard.block))
+    return as_numpy(rule.layer.losses(shard.block))
 
 
-def _margins_left_out(scorer: Scorer, shard: Shard) -> np.ndarray:
+def _margins_left_out(rule: Rule, shard: Shard) -> np.ndarray:
     """Return minus the margins of the given labels without each sample, shape ``(n,)``."""
-    rows = shard.block._replace(phi=scorer._leave_one_out(shard)).rows()
-    margins = scorer.layer.loss.margin(rows.phi, rows.target)
+    rows = shard.block._replace(phi=rule.leave_one_out(shard.block)).rows()
+    margins = rule.layer.loss.margin(rows.phi, rows.target)
     return -as_numpy(shard.block.mean_over_positions(margins))
 
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from whence._errors import WhenceError
+from whence.answers.contract import METHODS, Attribution
+from whence.answers.reading import check_model
 from whence.arrays.base import as_numpy
-from whence.attribution.base import check_model
-from whence.attribution.contract import Attribution
-from whence.attribution.lje import RepresenterPointLJE
-from whence.attribution.solver import check_factory
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
 from whence.index import StoredIndex, StoredMethod, stored_methods
 from whence.index.store import refuse_damage
+from whence.methods.base import RULES
+from whence.methods.solver import check_factory
 from whence.models.base import InfluenceModel
 from whence.models.stored import StoredModel, made_from
 
 __all__ = ["load_index"]
-
-#: The methods that can be made again from what they store.
-METHODS: dict[str, type[Any]] = {"RepresenterPointLJE": RepresenterPointLJE}
 
 
 def load_index(
@@ -58,10 +56,10 @@ def load_index(
 
     Returns
     -------
-    RepresenterPointLJE
-        As it was. Without ``influence_model``, the features of samples stand in place of the model's
-        inputs: an array ``(n, d)`` without the bias's constant, or batches of such. ``explain``,
-        ``suspects()``, ``influences`` and all others work as before.
+    Attribution
+        Of the class that it was made by, as it was. Without ``influence_model``, the features of samples
+        stand in place of the model's inputs: an array ``(n, d)`` without the bias's constant, or batches of
+        such. ``explain``, ``suspects()``, ``influences`` and all others work as before.
 
     Raises
     ------
@@ -81,14 +79,15 @@ def load_index(
     stored = _chosen(index, method)
     refuse_damage(index.folder, stored.damage(thoroughly=verify))
     settings = stored.settings
-    if settings.get("class") not in METHODS or settings.get("layer") is None:
+    known = settings.get("class") in METHODS or settings.get("class") in RULES
+    if not known or settings.get("layer") is None:
         raise WhenceError(
             f"path {str(index.folder)!r}",
-            f"a method of {', '.join(METHODS)} with a loss in closed form",
+            f"a method of {', '.join([*METHODS, *RULES])} with a loss in closed form",
             f"{stored.about.get('method')} with loss {stored.about.get('loss')}",
             "Make it with the model, index_path= this folder: nothing is computed twice.",
         )
-    if ihvp_calculator_factory is None:
+    if ihvp_calculator_factory is None and "factory" in settings:
         made = _made_as_written(index, stored, verify, progress)
     else:
         made = _made(index, stored, ihvp_calculator_factory, verify, progress)
@@ -127,20 +126,28 @@ def _made_as_written(
 def _made(
     index: StoredIndex,
     stored: StoredMethod,
-    given: InverseHessianVectorProductFactory,
+    given: InverseHessianVectorProductFactory | None,
     verify: bool,
     progress: bool | None,
 ) -> Attribution:
-    check_factory(given, None, 1)
     settings, state = stored.settings, stored.state
     model = StoredModel(index, settings["layer"], state.pop("theta"))
-    factory = _Restoring(given, state)
+    factory: tuple[Any, ...] = ()
+    if "factory" in settings:
+        check_factory(given)
+        assert given is not None
+        factory = (_Restoring(given, state),)
     if verify:
         _check_targets(index, model)
-    made: Attribution = METHODS[settings["class"]](
-        model, index, factory, progress=progress, **settings["arguments"]
-    )
-    return made
+    arguments = dict(settings["arguments"])
+    if settings["class"] in METHODS:
+        made: Attribution = METHODS[settings["class"]](
+            model, index, *factory, progress=progress, **arguments
+        )
+        return made
+    label, rule = arguments.pop("label"), RULES[settings["class"]]
+    make = partial(rule.of, **arguments, **({"factory": factory[0]} if factory else {}))
+    return Attribution(model, index, make, label=label, progress=progress)
 
 
 def _check_targets(index: StoredIndex, model: StoredModel) -> None:

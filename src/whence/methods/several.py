@@ -12,18 +12,18 @@ one Newton step. ``f`` are the pre-activations of the output layer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from whence.arrays.base import Array, as_numpy, like
-from whence.attribution.question import Question
 from whence.ihvp.collected import gathered
 from whence.ihvp.rows import CurvatureRows, RowsIHVP
 from whence.index import Index, shuffle_buffer_sample
 from whence.layers.products import combined, inner, inner_by_pairs, squared_norms
 from whence.layers.rows import Matrices, Rows
+from whence.methods.question import Question
 from whence.search.rows import RowQueries
 
 __all__ = ["RowQuestion", "RowRule", "curvature_rows", "mean_gradient"]
@@ -91,6 +91,8 @@ class RowRule:
 
     Parameters
     ----------
+    name : str
+        What results call the method.
     index : Index
         With rows of several layers.
     ihvp : RowsIHVP or None
@@ -102,10 +104,18 @@ class RowRule:
         What scores are divided by: ``sqrt(g^T H^{-1} g)``, ``|H^{-1} g|``, or ``|g|`` and ``|q|`` (cosine).
     """
 
+    name: str
     index: Index
     ihvp: RowsIHVP | None
     is_expansion: bool = False
     normalisation: str | None = None
+    effect_on: str = "pre_activation"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    #: What a rule over one layer says of itself, as it is over several.
+    solver = None
+    solves_queries = False  # what a solver leaves is measured as it solves
+    coefficients_need_solver = False
 
     def __post_init__(self) -> None:
         #: What the score of each training sample is multiplied with, one array a shard; None for 1.
@@ -114,6 +124,34 @@ class RowRule:
             self.factors = [self._factor(shard.gradients) for shard in self.index.shards]
         self._mean = mean_gradient(self.index, self.factors)
         self._solve(self._mean)  # which measures what the solver leaves
+
+    @property
+    def n_samples(self) -> int:
+        """``N``."""
+        return self.index.n_samples
+
+    @property
+    def asks_about_loss(self) -> bool:
+        """Whether questions are about the loss of samples."""
+        return self.effect_on == "loss"
+
+    @property
+    def decomposes_prediction(self) -> bool:
+        """Whether the values of all training samples sum to a prediction."""
+        return self.is_expansion
+
+    @property
+    def prefers_ridge(self) -> bool:
+        """Whether doubtful labels are ranked by a ridge regression where one suits."""
+        return self.is_expansion
+
+    def about(self) -> dict[str, Any]:
+        """Return the settings and the solver, for results."""
+        return self.settings | ({} if self.ihvp is None else self.ihvp.about())
+
+    def measured(self) -> dict[str, Any]:
+        """Return numbers that came out on the way, for results."""
+        return {"relative_residual": self.relative_residual}
 
     @property
     def relative_residual(self) -> float:

@@ -45,7 +45,7 @@ def stored_vectors(
         return _loaded(index, method(), load_path)
     if save_path is not None:
         stored = _opened(index, save_path) if holds_index(save_path) else write_index(index, save_path)
-        stored.store_coefficients(coefficients, method)
+        stored = stored.with_coefficients(coefficients, method)
         return stored if cache is CACHE.DISK else index
     if cache is CACHE.DISK and not isinstance(index, StoredIndex):
         raise WhenceError(
@@ -70,9 +70,9 @@ def _loaded(index: Index, method: Method, path: str | Path) -> StoredIndex:
     wanted = json.loads(json.dumps(method.about, default=plain))
     for candidate in found:
         if candidate.about == wanted:
-            stored.use_method(candidate)
+            found_there = stored.with_method(candidate)
             candidate.check_weights(method)
-            return stored
+            return found_there
     there = found[0].about if found else {}
     differing = [key for key in {**wanted, **there} if there.get(key) != wanted.get(key)]
     raise WhenceError(

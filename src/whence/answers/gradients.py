@@ -1,31 +1,32 @@
-"""Influence functions on a dense layer."""
+"""Influence functions, and dot products and cosines of gradients."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
 import numpy as np
 
-from whence._errors import WhenceError
-from whence.arrays.base import Array, as_numpy, check_finite, check_seed, like, row_slices
-from whence.attribution.base import all_scores
-from whence.attribution.gradient import Gradients, LossQuestion
-from whence.attribution.leverage import leave_one_out_residuals
-from whence.attribution.over_layers import explain_several
-from whence.attribution.solver import build_solver, check_factory
+from whence._errors import WhenceError, check_choice
+from whence.answers.contract import METHODS, Attribution
+from whence.answers.over_layers import rows_rule
+from whence.answers.reading import all_scores
+from whence.arrays.base import as_numpy, check_finite
 from whence.ihvp import InverseHessianVectorProduct, InverseHessianVectorProductFactory
+from whence.index import Index
+from whence.indexing.options import IndexKeywords
 from whence.layers.linear_layer import Block
+from whence.methods.gradient import Cosine, DotProduct, LossQuestion
+from whence.methods.influence import Influence, check_influence
+from whence.methods.several import RowRule
+from whence.methods.solver import Drawn, check_factory
 from whence.models.base import InfluenceModel
-from whence.search.scores import Queries
 
-__all__ = ["InfluenceFunctions"]
-
-#: Gradients that are solved for at once.
-SOLVE_ROWS = 256
+__all__ = ["GradientCosine", "GradientDotProduct", "InfluenceFunctions"]
 
 
-class InfluenceFunctions(Gradients):
+@METHODS.register("InfluenceFunctions")
+class InfluenceFunctions(Attribution):
     """Score training samples by what leaving them out does to a loss or to a pre-activation.
 
     With the gradients ``g``, the Hessian ``H`` of the mean loss, and ``N`` training samples, all at the
@@ -43,8 +44,8 @@ class InfluenceFunctions(Gradients):
     Parameters
     ----------
     influence_model : InfluenceModel
-    dataset : dataset
-        The training set, batched.
+    dataset : dataset or Index
+        The training set, batched; or an index of it, see :meth:`whence.InfluenceModel.index`.
     ihvp_calculator_factory : InverseHessianVectorProductFactory
         Makes the solver, e.g. :class:`~whence.ExactIHVPFactory`.
     n_samples_for_hessian : int or None, default=None
@@ -66,13 +67,12 @@ class InfluenceFunctions(Gradients):
     label : {"predicted", "given"}, default="predicted"
         Which output counts as a sample's own, for ``effect_on="pre_activation"``. The loss is always that
         of the given label.
-    ids : sequence, optional
-        Names of the training samples; positions by default.
     seed : int, default=0
         Of the draw of ``n_samples_for_hessian``.
-    progress : bool, optional
-    index_path, engine : optional
-        See :class:`~whence.RepresenterPointLJE`.
+    **options
+        How the training set is stored and worked on, by name: ``index_path``, ``engine``, ``ids``,
+        ``feature_dtype``, ``on_error``, ``progress``; or all as one object, ``index_options``. See
+        :class:`~whence.IndexOptions`.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class InfluenceFunctions(Gradients):
     Influence." AISTATS 2020.
     """
 
-    method = "InfluenceFunctions"
+    rule: Influence
 
     def __init__(
         self,
@@ -103,49 +103,36 @@ class InfluenceFunctions(Gradients):
         normalisation: str | None = None,
         leverage: bool = False,
         label: str = "predicted",
-        ids: Any = None,
         seed: int = 0,
-        progress: bool | None = None,
-        index_path: str | Path | None = None,
-        engine: Any = None,
+        **options: Unpack[IndexKeywords],
     ) -> None:
-        check_factory(ihvp_calculator_factory, n_samples_for_hessian, shuffle_buffer_size)
-        check_seed(seed)
-        if normalisation not in (None, "loss", "parameters"):
-            raise WhenceError(
-                "normalisation", "None, 'loss' or 'parameters'", repr(normalisation), "Choose one."
-            )
-        if leverage and n_samples_for_hessian is not None:
-            raise WhenceError(
-                "n_samples_for_hessian",
-                "None with leverage=True, which takes each sample out of the Hessian again",
-                repr(n_samples_for_hessian),
-                "Compute the Hessian from all samples, or pass leverage=False.",
-            )
-        options: dict[str, Any] = {"effect_on": effect_on, "label": label, "ids": ids, "progress": progress}
-        options |= {"index_path": index_path, "engine": engine}
-        super().__init__(influence_model, dataset, target_layer, **options)
+        check_factory(ihvp_calculator_factory)
+        drawn = Drawn(n_samples_for_hessian, shuffle_buffer_size, seed).check()
+        check_influence(effect_on, normalisation, leverage, drawn)
+        made: dict[str, Any] = {"factory": ihvp_calculator_factory, "drawn": drawn}
+        settings: dict[str, Any] = {
+            "effect_on": effect_on,
+            "normalisation": normalisation,
+            "leverage": leverage,
+        }
+        super().__init__(
+            influence_model,
+            dataset,
+            partial(Influence.of, **made, **settings),
+            target_layer,
+            label=label,
+            several=partial(_over_layers, **made, settings=settings),
+            **options,
+        )
+        self.effect_on = effect_on
         self.normalisation = normalisation
         self.leverage = leverage
-        self._coefficients_need_solver = leverage or normalisation is not None
-        if self.influence_model.several is not None:
-            if leverage:
-                raise WhenceError(
-                    "leverage", "False for several layers", "True", "Leave it out, or explain one layer."
-                )
-            drawn = (n_samples_for_hessian, shuffle_buffer_size, seed)
-            explain_several(self, ihvp_calculator_factory, drawn, normalisation=normalisation)
-            self._store_coefficients()
-            return
-        self.ihvp: InverseHessianVectorProduct = build_solver(
-            ihvp_calculator_factory,
-            self,
-            self.layer,
-            n_samples_for_hessian,
-            shuffle_buffer_size,
-            seed,
-        )
-        self._store_coefficients()
+
+    @property
+    def ihvp(self) -> InverseHessianVectorProduct:
+        """The solver."""
+        assert self.rule.solver is not None
+        return self.rule.solver
 
     def loss_changes(
         self, samples: Any, *, positions: Any = None, progress: bool | None = None
@@ -188,7 +175,7 @@ class InfluenceFunctions(Gradients):
         >>> import whence
         >>> x, y = np.ones((2, 1)), np.asarray([0.0, 3.0])
         >>> model = whence.InfluenceModel(LinearRegression(fit_intercept=False).fit(x, y))
-        >>> method = InfluenceFunctions(model, (x, y), whence.ExactIHVPFactory(0), leverage=True)
+        >>> method = whence.InfluenceFunctions(model, (x, y), whence.ExactIHVPFactory(0), leverage=True)
         >>> sample = np.ones((1, 1)), np.asarray([1.0])
         >>> method.loss_changes(sample).round(9), method.influences(sample).round(9)
         (array([[3.75, 0.75]]), array([[ 1.5, -1.5]]))
@@ -208,7 +195,7 @@ class InfluenceFunctions(Gradients):
                 "Take influences(), which multiplies with the slope of the loss.",
             )
         parts = []
-        for question, _ in self.questions(samples, positions=positions, progress=progress):
+        for question, _ in self._asked(samples, None, positions, progress):
             assert isinstance(question, LossQuestion)  # as the method asks about the loss
             parts += [self._loss_changes(question, row) for row in range(len(question.phi))]
         return np.stack(parts)
@@ -217,12 +204,7 @@ class InfluenceFunctions(Gradients):
         """Return the changes of the loss of one sample, shape ``(N,)``."""
         n_outputs, n_samples = self.layer.n_outputs, self.index.n_samples
         phi = np.asarray(as_numpy(question.phi[row]), dtype=np.float64)
-        places = phi.reshape(-1, phi.shape[-1])  # one, or those along a sequence
-        directions = np.einsum("ld,jc->ljdc", places, np.eye(n_outputs)).reshape(
-            -1, phi.shape[-1], n_outputs
-        )
-        solved = self._solve(directions) / n_samples
-        moved = all_scores(Queries(solved, np.zeros(len(solved))), self.index).astype(np.float64)
+        moved = all_scores(self.rule.changes_of(phi), self.index).astype(np.float64)
         shape = n_samples, *phi.shape[:-1], n_outputs
         own = phi @ np.asarray(as_numpy(self.layer.theta), dtype=np.float64)
         before, after = own[None, ...], own + moved.T.reshape(shape)
@@ -239,39 +221,101 @@ class InfluenceFunctions(Gradients):
 
         return losses(after) - losses(before)
 
-    def _about(self) -> dict[str, Any]:
-        return super()._about() | {
-            "normalisation": self.normalisation,
-            "leverage": self.leverage,
-            **self.ihvp.about(),
-        }
 
-    @property
-    def _solves(self) -> bool:
-        return True
+@METHODS.register("GradientDotProduct")
+class GradientDotProduct(Attribution):
+    """Score training samples by the dot product of gradients: influence functions with ``H = I``.
 
-    def _solve(self, matrices: np.ndarray) -> np.ndarray:
-        return self.layer.centred(as_numpy(self.ihvp.solve(self.layer.centred(matrices)).value))
+    With the gradients ``g`` of the layer's loss and ``N`` training samples::
 
-    def _moved(self, block: Block, r: Array) -> Array:
-        return self.layer.centred(self.ihvp.self_products(block.phi, self.layer.centred(r)))
+        v(i, t)   =  (1/N) <g_i, g_t>                    effect_on="loss"
+        v_j(i, t) = -(1/N) <g_i, phi_t (x) e_j>          effect_on="pre_activation"
 
-    def _residuals_left_out(self, block: Block) -> Array:
-        if self.leverage:
-            return leave_one_out_residuals(self.layer, self.ihvp, block, self.index.n_samples)
-        return self.layer.residuals(block)
+    It is what the share of sample ``i`` in one step of gradient descent of size 1 on the mean loss does,
+    to first order: how far the loss of ``t`` falls, or its pre-activation ``j`` rises. Positive speaks
+    for the label of ``t``, or for output ``j``. Self-influence is ``<g_i, g_i>``, or ``|v_j(i, i)|``;
+    ``suspects`` leaves a sample out of that one step.
 
-    def _scale(self, block: Block) -> Array | None:
-        if self.normalisation is None:
-            return None
-        r = self.layer.residuals(block)
-        if self.normalisation == "loss":
-            product = as_numpy(self._moved(block, r)) * as_numpy(r)
-            squared = product.reshape(len(product), -1).sum(axis=1)
-            return like(np.sqrt(np.maximum(squared, 0)), r)
-        norms = []
-        for rows in row_slices(block.phi.shape[0], SOLVE_ROWS):
-            part = Block(*(None if array is None else array[rows, ...] for array in block))
-            solved = self._solve(np.asarray(as_numpy(self.layer.gradients(part)), dtype=np.float64))
-            norms.append(np.sqrt((solved**2).sum(axis=(1, 2))))
-        return like(np.concatenate(norms), r)
+    Parameters
+    ----------
+    influence_model : InfluenceModel
+    dataset : dataset or Index
+        The training set, batched; or an index of it, see :meth:`whence.InfluenceModel.index`.
+    target_layer : int or str, default=-1
+        Which dense layer; ``-1`` follows the model's ``start_layer``.
+    effect_on : {"loss", "pre_activation"}, default="loss"
+        What is asked: the loss of samples, which then need labels, or a pre-activation.
+    label : {"predicted", "given"}, default="predicted"
+        Which output counts as a sample's own, for ``effect_on="pre_activation"``. The loss is always that
+        of the given label.
+    **options
+        How the training set is stored and worked on, by name: ``index_path``, ``engine``, ``ids``,
+        ``feature_dtype``, ``on_error``, ``progress``; or all as one object, ``index_options``. See
+        :class:`~whence.IndexOptions`.
+    """
+
+    _rule_type: type[DotProduct] = DotProduct
+    #: What scores over several layers are divided by.
+    _normalisation: str | None = None
+
+    def __init__(
+        self,
+        influence_model: InfluenceModel,
+        dataset: Any,
+        target_layer: int | str = -1,
+        *,
+        effect_on: str = "loss",
+        label: str = "predicted",
+        **options: Unpack[IndexKeywords],
+    ) -> None:
+        check_choice(effect_on, "effect_on", "loss", "pre_activation")
+        name, normalisation = self._rule_type.name, self._normalisation
+        several = partial(_gradients_over_layers, name, effect_on, normalisation)
+        rule = partial(self._rule_type.of, effect_on=effect_on)
+        super().__init__(
+            influence_model, dataset, rule, target_layer, label=label, several=several, **options
+        )
+        self.effect_on = effect_on
+
+
+@METHODS.register("GradientCosine")
+class GradientCosine(GradientDotProduct):
+    """Score training samples by the cosine between gradients.
+
+    As :class:`~whence.GradientDotProduct`, with both gradients divided by their norms: from -1 to 1,
+    without a unit. Large losses and long features count no more than others; a sample whose gradient is
+    zero scores 0. For ``effect_on="loss"`` self-influence is 1 by definition and ranks nothing, and there
+    is no step to leave a sample out of: rank doubtful labels by ``score="loss"`` or by another method.
+
+    Parameters
+    ----------
+    influence_model, dataset, target_layer, effect_on, label, **options
+        See :class:`~whence.GradientDotProduct`.
+    """
+
+    _rule_type = Cosine
+    _normalisation = "gradient"
+
+
+def _over_layers(model: InfluenceModel, index: Index, *, settings: dict[str, Any], **made: Any) -> RowRule:
+    if settings["leverage"]:
+        fix = "Leave it out, or explain one layer."
+        raise WhenceError("leverage", "False for several layers", "True", fix)
+    more = {name: settings[name] for name in ("effect_on", "normalisation")}
+    return rows_rule(model, index, name="InfluenceFunctions", settings=settings, **more, **made)
+
+
+def _gradients_over_layers(
+    name: str, effect_on: str, normalisation: str | None, model: InfluenceModel, index: Index
+) -> RowRule:
+    settings = {"effect_on": effect_on}
+    return rows_rule(
+        model,
+        index,
+        name=name,
+        factory=None,
+        drawn=Drawn(),
+        effect_on=effect_on,
+        normalisation=normalisation,
+        settings=settings,
+    )

@@ -1,33 +1,31 @@
-"""What every method shares: the stored training set, whose output is whose, and self-influence.
-
-A method says what is stored of a training sample (coefficients beside its features), what a query asks
-(a :class:`~whence.search.scores.Queries`) and what a sample's self-influence is. The answers to users are
-in ``answers`` and ``contract``, over the index and the search.
-"""
+"""A model, an index and a rule together: samples are read, and asked about by the rule."""
 
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import Any, Unpack
 
 import numpy as np
 
-from whence._errors import WhenceError, warn
-from whence.arrays.base import Array, as_numpy, astype, check_number, row_slices
-from whence.attribution.accuracy import LARGEST_ERROR, Probe, refuse_if_eaten
-from whence.attribution.question import Question, hide, shares
-from whence.attribution.training_set import TrainingSet
+from whence._errors import WhenceError, check_choice, described, warn
+from whence.answers.accuracy import LARGEST_ERROR, Probe, refuse_if_eaten
+from whence.answers.matching import TrainingSet
+from whence.answers.over_layers import over_layers
+from whence.arrays.base import Array, as_numpy, check_number, row_slices
 from whence.data.base import Batch
-from whence.engine.base import Engine, Serial, engine_of, parts_of, total
-from whence.ihvp import InverseHessianVectorProduct
+from whence.engine.base import Engine, Serial, as_engine, engine_of, parts_of
 from whence.index import Index, IndexPart, Method, Shard
 from whence.indexing.observation import Observation
-from whence.layers.linear_layer import Block, LinearLayer
+from whence.indexing.options import IndexKeywords, IndexOptions, options_of
+from whence.layers.linear_layer import LinearLayer
+from whence.methods.base import Rule, coefficients_as_stored, sum_of_products
+from whence.methods.question import Question, hide, shares
+from whence.methods.several import RowRule
+from whence.methods.solver import factory_arguments
 from whence.models.base import InfluenceModel
+from whence.models.stored import describe_layer, describe_object
 from whence.progress import track
 from whence.search.rows import RowQueries, RowVector
 from whence.search.scores import LinearNearestNeighbors, Queries, Vector, careful_scores, scores
@@ -42,7 +40,6 @@ __all__ = [
     "check_model",
     "scores_of",
     "self_influence_of",
-    "weighted_features",
 ]
 
 
@@ -54,105 +51,84 @@ TRIED_ROWS = 32
 PROBED_ROWS = 64
 
 
-class Scorer(ABC):
-    """Stores a training set once and knows each sample's own output; see :class:`~whence.Attribution`."""
-
-    #: How the method is called in results.
-    method: str
-    #: Whether questions are about the loss of samples, so that positive speaks for their labels.
-    asks_about_loss: bool = False
-    #: Whether coefficients are computed with the solver.
-    _coefficients_need_solver: bool = False
-    #: Whether the method can be over several layers.
-    _takes_several: bool = False
+class Scorer:
+    """Holds a model, an index and a rule, and reads samples; see :class:`~whence.Attribution`."""
 
     def __init__(
         self,
         influence_model: InfluenceModel,
         dataset: Any,
+        rule: Any,
         target_layer: int | str = -1,
         *,
         label: str = "predicted",
-        ids: Any = None,
-        progress: bool | None = None,
-        index_path: str | Path | None = None,
-        feature_dtype: Any = None,
-        engine: Any = None,
-        on_error: str = "raise",
+        several: Callable[[InfluenceModel, Index], RowRule] | None = None,
+        **options: Unpack[IndexKeywords],
     ) -> None:
         check_model(influence_model)
-        if label not in ("predicted", "given"):
-            raise WhenceError("label", "'predicted' or 'given'", repr(label), "Choose one.")
+        check_choice(label, "label", "predicted", "given")
+        wanted = options_of(options)
         follows = isinstance(target_layer, int) and target_layer == -1
-        self.influence_model: InfluenceModel = (
-            influence_model if follows else influence_model.at_layer(target_layer)
-        )
-        if self.influence_model.explains_several and not self._takes_several:
+        model = influence_model if follows else influence_model.at_layer(target_layer)
+        if model.explains_several and several is None:
             raise WhenceError(
                 "target_layer",
-                f"one dense layer for {self.method}",
+                f"one dense layer for {getattr(rule, 'name', type(self).__name__)}",
                 "several layers",
                 "Choose one, or take RepresenterPointLJE or InfluenceFunctions.",
             )
-        self.label = label
-        self.progress = progress
-        self.index: Index = self.influence_model.index(
-            dataset,
-            ids=ids,
-            progress=progress,
-            path=index_path,
-            feature_dtype=feature_dtype,
-            engine=engine,
-            on_error=on_error,
-        )
-        self._training_set = TrainingSet(self.index, dataset, progress, self.influence_model)
+        if isinstance(dataset, Index):
+            model, index = _shared(model, dataset, wanted, follows)
+        else:
+            index = model.index(dataset, options=wanted)
+        self.influence_model: InfluenceModel = model
+        self.progress: bool | None = wanted.progress
         #: The layer with the model's own weights.
-        self.layer: LinearLayer = self.influence_model.layer.knowing_shifts(
-            self.index.shards[0].rows(0, TRIED_ROWS).block
-        )
-        self._model_fingerprint = self.influence_model.fingerprint()
-        self._watch: Any = self.index.watch or self.influence_model.watch()
+        self.layer: LinearLayer = model.layer.knowing_shifts(index.shards[0].rows(0, TRIED_ROWS).block)
+        #: The method's mathematics.
+        self.rule: Any = _made(rule, self.layer, index) if model.several is None else None
+        if self.rule is None:
+            assert several is not None  # others are refused above
+            self.rule = several(model, index)
+            self.__class__ = over_layers(type(self))
+        # The loss of a sample is that of its given label, whatever the model predicts.
+        self.label: str = "given" if self.rule.asks_about_loss else label
+        #: How the method is called in results.
+        self.method: str = self.rule.name
+        if self.rule.solver is not None and self.rule.solver.influence_model is None:
+            self.rule.solver.influence_model = model
+        self._model_fingerprint = model.fingerprint()
+        self._watch: Any = index.watch or model.watch()
         self._self_influence_values: np.ndarray | None = None
+        #: The stored training set, with the coefficients of this method.
+        self.index: Index = self._with_coefficients(index)
+        self._training_set = TrainingSet(self.index, self.index.source, wanted.progress, model)
 
-    # -------------------------------------------------------------- what a method must say
+    @property
+    def asks_about_loss(self) -> bool:
+        """Whether questions are about the loss of samples, so that positive speaks for their labels."""
+        return self.rule.asks_about_loss
 
-    @abstractmethod
-    def _coefficients(self, block: Block) -> Array:
-        """Return what each sample's features are weighed with, shape ``(n, C)`` or ``(n, L, C)``."""
+    def _with_coefficients(self, index: Index) -> Index:
+        """Return an index with the coefficients of this method."""
+        engine, sent = self._place(index.engine, with_solver=self.rule.coefficients_need_solver)
+        function = partial(coefficients_as_stored, sent)
+        return index.with_coefficients(function, lambda: self._to_store(index), engine)
 
-    @abstractmethod
-    def _queries(self, question: Question) -> Queries:
-        """Return what a question asks of the training samples."""
-
-    @abstractmethod
-    def _self_influence(self, shard: Shard, question: Question) -> Array:
-        """Return the self-influence of stored samples on what is asked about them, shape ``(n,)``."""
-
-    @abstractmethod
-    def _leave_one_out(self, shard: Shard) -> Array:
-        """Return the pre-activations of stored samples without themselves, ``(n, C)`` or ``(n, L, C)``."""
-
-    @abstractmethod
-    def _totals(self, question: Question) -> np.ndarray:
-        """Return the sum over the training set of the scores for a question, shape ``(T,)``."""
-
-    def _default_score(self) -> str:
-        """Return what doubtful labels are ranked by unless a score is asked for: the method itself."""
-        return "leave_one_out"
-
-    def _about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
         """Return what was computed and how, for results and manifests."""
         return {
             "method": self.method,
             "layer": self.influence_model.lasting_name,
             "loss": self.influence_model.loss.name,
-            "n_samples": self.index.n_samples,
+            "n_samples": self.rule.n_samples,
             "n_features": self.layer.n_features,
             "n_outputs": self.layer.n_outputs,
             "label": self.label,
+            **self.rule.about(),
         }
 
-    def _measured(self) -> dict[str, Any]:
+    def measured(self) -> dict[str, Any]:
         """Return what results say beyond that: the model's name, and what came out on the way.
 
         ``decomposes_prediction`` is whether the values of all training samples sum to a prediction;
@@ -160,50 +136,33 @@ class Scorer(ABC):
         """
         return {
             "model": self.influence_model.model_name,
-            "decomposes_prediction": self._decomposes_prediction(),
+            "decomposes_prediction": self.rule.decomposes_prediction,
             "label_kind": self.layer.loss.label_kind(self.layer.n_outputs),
+            **self.rule.measured(),
         }
 
-    def _decomposes_prediction(self) -> bool:
-        """Return whether the values of all training samples sum to a prediction of the layer."""
-        return False
-
-    def _store_coefficients(self) -> None:
-        """Fill in the coefficients of every stored sample; called once a method is ready."""
-        engine, scorer = self._place(self._coefficients_need_solver)
-        self.index.store_coefficients(scorer._stored_form, self._to_store, engine)
-
-    def _to_store(self) -> Method:
-        """Return what an index on disk records of this method."""
-        return Method(self._about(), self._settings(), self._check_weights(), self._state())
-
-    def _settings(self) -> dict[str, Any]:
-        """Return what it takes to make the method again from a stored index, as JSON; see ``load_index``.
-
-        Empty where it cannot be made without the model.
-        """
-        return {}
-
-    def _state(self) -> dict[str, np.ndarray]:
-        """Return what is costly to compute again and is stored with the method."""
-        return {}
-
-    def _check_weights(self) -> np.ndarray:
-        """Return numbers that change with anything that the method computes."""
-        first = self.index.shards[0].rows(0, 8)
-        return np.asarray(as_numpy(self._stored_form(first.block)), dtype=np.float64)
-
-    def _stored_form(self, block: Block) -> Array:
-        """Return the coefficients of a block, computed in float64, in the precision of its features."""
-        coefficients = self._coefficients(block.in_double())
-        return astype(coefficients, block.phi.dtype)
+    def _to_store(self, index: Index) -> Method:
+        """Return what an index on disk records of this method, so that it can be made again."""
+        rule, model = self.rule, self.influence_model
+        settings: dict[str, Any] = {
+            "class": rule.name,
+            "arguments": {**rule.arguments(), "label": self.label},
+            "layer": describe_layer(self.layer, model.lasting_name, model.model_name),
+        }
+        state = {"theta": as_numpy(self.layer.theta)}
+        if rule.solver is not None:
+            factory = rule.factory
+            settings["factory"] = describe_object(factory, "whence.ihvp", factory_arguments(factory))
+            state |= rule.solver.state()
+        check = rule.check_numbers(index.shards[0].rows(0, 8).block)
+        return Method(self.about(), settings, check, state)
 
     # ------------------------------------------------------------------------------ pieces
 
     @property
     def _has_positions(self) -> bool:
         """Whether the layer is applied along a sequence."""
-        return self.index.shards[0].phi.ndim == 3
+        return self.index.has_positions
 
     def _queries_of(self, batch: Batch) -> Queries:
         """Return what a batch asks about each sample's own output, or the mean over its positions."""
@@ -215,6 +174,14 @@ class Scorer(ABC):
         question = self._question(seen, outputs, self._shares(seen, batch.where))
         return self._checked_queries(question)[0]
 
+    def _question(self, seen: Observation, outputs: np.ndarray, weight: np.ndarray | None) -> Any:
+        """Return what is asked about samples: the outputs in question, times the weights."""
+        return self.rule.question(seen.phi, outputs, weight, seen.target)
+
+    def _queries(self, question: Question) -> Queries:
+        """Return what a question asks of the training samples."""
+        return self.rule.queries(question)
+
     def _checked_queries(self, question: Question) -> tuple[Queries, np.ndarray]:
         """Return what a question asks of the training samples, and how far the solver is off.
 
@@ -225,43 +192,33 @@ class Scorer(ABC):
         WhenceError
             If rounding has eaten the answers of a direct solver.
         """
-        queries = self._queries(question)
-        if not self._solves or not len(queries):
+        queries = self.rule.queries(question)
+        solver = self.rule.solver
+        if solver is None or not self.rule.solves_queries or not len(queries):
             return queries, np.zeros(len(queries))
         errors, scale = self._probe.errors(question, queries)
-        ihvp = self._solver
         doubtful = np.flatnonzero(~(errors <= LARGEST_ERROR * scale))
-        if ihvp.is_direct and doubtful.size:  # the largest values may be of other samples than the probe's
+        if solver.is_direct and doubtful.size:  # the largest values may be of others than the probe's
             search = LinearNearestNeighbors()
             search.build(Vectors(self.index), scores, 1, doubtful.size)
             ends = search.query_orders(queries.some(doubtful), tuple(ORDER), in_double=True)
             scale[doubtful] = np.abs(np.concatenate([end.values for end in ends], axis=1)).max(axis=1)
-            refuse_if_eaten(float(np.max(errors[doubtful] / scale[doubtful])), ihvp.damping)
+            refuse_if_eaten(float(np.max(errors[doubtful] / scale[doubtful])), solver.damping)
         return queries, errors / np.where(scale > 0, scale, 1.0)
-
-    @property
-    def _solver(self) -> InverseHessianVectorProduct:
-        """The solver of a method that has one."""
-        ihvp: InverseHessianVectorProduct = self.ihvp  # type: ignore[attr-defined]
-        return ihvp
-
-    @property
-    def _solves(self) -> bool:
-        """Whether queries are right-hand sides that were solved for, over ``N``."""
-        return False
 
     @cached_property
     def _probe(self) -> Probe:
         """A few training samples, solved for the other way round."""
-        index = self.index
+        index, solver = self.index, self.rule.solver
+        assert solver is not None  # as queries are solved for
         rows = np.arange(0, index.n_samples, max(1, index.n_samples // PROBED_ROWS))[:PROBED_ROWS]
-        some = index.take(rows)
-        return Probe.of(self._solver, self.layer, some, index.n_samples)
+        return Probe.of(solver, self.layer, index.take(rows), index.n_samples)
 
     @cached_property
     def _weighted(self) -> np.ndarray:
         """``sum_i outer(phi_i, a_i)``, what scores of all training samples sum to with a query."""
-        return weighted_features(self.index)
+        known = self.rule.weighted_features()
+        return sum_of_products(self.index, None) if known is None else known
 
     def _sums(self, queries: Queries) -> np.ndarray:
         """Return what the scores of all training samples sum to, ``(T,)``, by way of their sum."""
@@ -272,9 +229,10 @@ class Scorer(ABC):
             products = np.einsum("td,dt->t", matrices, self._weighted[:, as_numpy(queries.outputs)])
         return self.index.n_samples * offsets + products
 
-    def _question(self, seen: Observation, outputs: np.ndarray, weight: np.ndarray | None) -> Question:
-        """Return what is asked about samples: the outputs in question, times the weights."""
-        return Question(seen.phi, outputs, weight)
+    def _totals(self, question: Question, queries: Queries) -> np.ndarray:
+        """Return the sum over the training set of the scores for a question, shape ``(T,)``."""
+        known = self.rule.totals(question)
+        return self._sums(queries) if known is None else known
 
     def _take_model(self, influence_model: InfluenceModel) -> None:
         """Read samples with another model of the same layer from here on."""
@@ -328,11 +286,7 @@ class Scorer(ABC):
 
     def _own_outputs(self, u: np.ndarray, target: np.ndarray | None) -> np.ndarray:
         """Return the output that counts as each sample's own, or each position's."""
-        if self.layer.n_outputs == 1:
-            return np.zeros(u.shape[:-1], dtype=np.int64)
-        if self.label == "given" and target is not None:
-            return _by_rows(self.layer.loss.given_output, target, u.ndim - 1).astype(np.int64)
-        return np.argmax(u, axis=-1)
+        return own_outputs(self.rule, self.label, u, target)
 
     def _predictions(self, u: np.ndarray) -> np.ndarray:
         """Return what is predicted of samples (or positions): classes, tags or values."""
@@ -356,47 +310,71 @@ class Scorer(ABC):
         u = self.layer.loss.with_margins(u, as_numpy(shard.target))
         return hide(self._predictions(u), _counted(shard.phi, shard.weight))
 
-    def _place(self, needs_solver: bool) -> tuple[Engine, Scorer]:
-        """Return where work on single shards is done, and what to do it with there.
+    def _place(self, engine: Engine, *, with_solver: bool) -> tuple[Engine, Rule]:
+        """Return where work on single shards is done, and the rule to do it by.
 
-        For other threads and machines that is a copy which holds neither model nor training set. Work
-        that needs a solver which needs the training set is done here: its products are not.
+        Work that needs a solver which needs the training set is done here: its products are not.
         """
-        if isinstance(self.index.engine, Serial):
-            return self.index.engine, self
-        ihvp = getattr(self, "ihvp", None) if needs_solver else None
-        solver = None if ihvp is None else ihvp.for_samples()
-        if ihvp is not None and solver is None:
-            return Serial(), self
-        other = copy.copy(self)
-        other.__dict__ |= {
-            "influence_model": None,
-            "ihvp": solver,
-            "index": _Size(self.index.n_samples),
-            "_training_set": None,
-            "_self_influence_values": None,
-        }
-        return self.index.engine, other
+        if isinstance(engine, Serial):
+            return engine, self.rule
+        sent = self.rule.for_workers(with_solver=with_solver)
+        return (Serial(), self.rule) if sent is None else (engine, sent)
 
     def _of_shards(
-        self,
-        function: Callable[[Scorer, Shard], np.ndarray],
-        what: str,
-        show: bool | None,
-        needs_solver: bool = True,
+        self, function: Callable[[Rule, Shard], np.ndarray], what: str, show: bool | None, with_solver: bool
     ) -> np.ndarray:
-        """Return ``function(scorer, shard)`` of all shards, one after another."""
-        engine, scorer = self._place(needs_solver)
-        steps = engine.map(lambda part: [function(scorer, s) for s in part.shards], self.index.parts())
+        """Return ``function(rule, shard)`` of all shards, one after another."""
+        engine, rule = self._place(self.index.engine, with_solver=with_solver)
+        steps = engine.map(lambda part: [function(rule, s) for s in part.shards], self.index.parts())
         of_shards = (result for results in steps for result in results)
         return np.concatenate(list(track(of_shards, what, len(self.index.shards), show, "shard")))
 
     def _self_influences(self) -> np.ndarray:
         """Return the self-influence of every stored sample, computed on the first call."""
         if self._self_influence_values is None:
-            values = self._of_shards(self_influence_of, "self-influence", self.progress)
+            function = partial(self_influence_of, self.label)
+            values = self._of_shards(function, "self-influence", self.progress, True)
             self._self_influence_values = values.astype(as_numpy(self.index.shards[0].phi).dtype)
         return self._self_influence_values
+
+
+def _shared(
+    model: InfluenceModel, index: Index, wanted: IndexOptions, follows: bool
+) -> tuple[InfluenceModel, Index]:
+    """Return the model at the layer of an index that is there already, and the index."""
+    differing = wanted.differs_in("path", "ids", "feature_dtype", "on_error")
+    if differing:
+        name = "index_path" if differing[0] == "path" else differing[0]
+        raise WhenceError(
+            name,
+            "nothing, since the training set is given as an index",
+            repr(getattr(wanted, differing[0])),
+            f"Give it where the index is made: model.index(train, {differing[0]}=...).",
+        )
+    if follows and not model.is_at(index.identity["layer"]):
+        model = model.at_index(index)
+    else:
+        model.take(index)
+    index = copy.copy(index)
+    if wanted.engine is not None:
+        index.engine = as_engine(wanted.engine)
+    if wanted.progress is not None:
+        index.progress = wanted.progress
+    return model, index
+
+
+def _made(rule: Any, layer: LinearLayer, index: Index) -> Rule:
+    """Return a rule as it is given, or made by what makes one of a layer and an index."""
+    make = rule.of if isinstance(rule, type) and issubclass(rule, Rule) else rule
+    made = make if isinstance(make, Rule) else make(layer, index) if callable(make) else None
+    if isinstance(made, Rule):
+        return made
+    raise WhenceError(
+        "rule",
+        "a subclass of whence.Rule, or what makes one of a layer and an index",
+        described(rule),
+        "See 'Write a method' in the documentation.",
+    )
 
 
 def check_model(influence_model: Any) -> InfluenceModel:
@@ -438,33 +416,27 @@ def _counted(phi: Array, weight: Array | None) -> np.ndarray | None:
     return None if phi.ndim == 2 or weight is None else as_numpy(weight) > 0
 
 
-def self_influence_of(scorer: Scorer, shard: Shard) -> np.ndarray:
+def own_outputs(rule: Rule, label: str, u: np.ndarray, target: np.ndarray | None) -> np.ndarray:
+    """Return the output that counts as each sample's own, or each position's."""
+    loss = rule.layer.loss
+    if rule.layer.n_outputs == 1:
+        return np.zeros(u.shape[:-1], dtype=np.int64)
+    if label == "given" and target is not None:
+        try:
+            return _by_rows(loss.given_output, target, u.ndim - 1).astype(np.int64)
+        except WhenceError:  # labels of a hidden layer name none of its outputs: the loss asks about all
+            if not rule.asks_about_loss:
+                raise
+    return np.argmax(u, axis=-1)
+
+
+def self_influence_of(label: str, rule: Rule, shard: Shard) -> np.ndarray:
     """Return the self-influence of the samples of a shard, shape ``(n,)``."""
-    u, target = as_numpy(scorer.layer.pre_activations(shard.phi)), as_numpy(shard.target)
-    outputs = scorer._own_outputs(scorer.layer.loss.with_margins(u, target), target)
+    u, target = as_numpy(rule.layer.pre_activations(shard.phi)), as_numpy(shard.target)
     weight = shares(as_numpy(shard.weight)) if shard.phi.ndim == 3 else None
-    return as_numpy(scorer._self_influence(shard, Question(shard.phi, outputs, weight)))
-
-
-class _Size(NamedTuple):
-    """What is left of an index on other machines."""
-
-    n_samples: int
-
-
-def weighted_features(index: Index) -> np.ndarray:
-    """Return ``sum_i outer(phi_i, a_i)`` over the stored samples, shape ``(d, C)``, in float64."""
-
-    def of_part(part: IndexPart) -> np.ndarray:
-        result = None
-        for shard in part.shards:
-            phi = np.asarray(as_numpy(shard.phi), dtype=np.float64).reshape(-1, shard.phi.shape[-1])
-            product = phi.T @ as_numpy(shard.coefficients).reshape(len(phi), -1)
-            result = product if result is None else result + product
-        assert result is not None  # a part holds at least one shard
-        return result
-
-    return total(index, of_part)
+    outputs = own_outputs(rule, label, rule.layer.loss.with_margins(u, target), target)
+    question = Question(shard.phi, outputs, weight)
+    return as_numpy(rule.self_influence(shard.block, question))
 
 
 def all_scores(queries: Queries | RowQueries, index: Index) -> np.ndarray:

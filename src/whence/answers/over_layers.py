@@ -2,62 +2,65 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy
-from whence.attribution.question import Question
-from whence.attribution.several import RowQuestion, RowRule, curvature_rows
-from whence.attribution.solver import build_for_rows
 from whence.data.base import Batch
-from whence.engine.base import Engine, Serial
 from whence.ihvp import InverseHessianVectorProductFactory
 from whence.index import CACHE, Index, StoredIndex
 from whence.indexing.observation import Observation
 from whence.layers.linear_layer import Block
 from whence.layers.products import squared_norms
 from whence.layers.rows import Rows
+from whence.methods.gradient import Gradients, LossQuestion, no_step_to_leave_out
+from whence.methods.several import RowQuestion, RowRule, curvature_rows
+from whence.methods.solver import Drawn, build_for_rows
 from whence.progress import track
 from whence.search.rows import RowQueries, RowVector
 
-__all__ = ["explain_several"]
+__all__ = ["over_layers", "rows_rule"]
 
 
-def explain_several(
-    method: Any,
-    factory: InverseHessianVectorProductFactory | None,
-    drawn: tuple[int | None, int, int],
+def rows_rule(
+    model: Any,
+    index: Index,
     *,
-    is_expansion: bool = False,
-    normalisation: str | None = None,
-) -> None:
-    """Make a method answer over the several layers that its model is wrapped at.
+    name: str,
+    factory: InverseHessianVectorProductFactory | None,
+    drawn: Drawn,
+    **settings: Any,
+) -> RowRule:
+    """Make a method's rule over the several layers that its model is wrapped at.
 
     Parameters
     ----------
-    method : Attribution
-        Its training set is stored.
+    model : InfluenceModel
+    index : Index
+    name : str
+        What results call the method.
     factory : InverseHessianVectorProductFactory or None
         ``None``: gradients are compared as they are.
-    drawn : (int or None, int, int)
-        How many samples the curvature is of, through which buffer, and the seed.
-    is_expansion, normalisation
-        See :class:`~whence.attribution.several.RowRule`.
+    drawn : Drawn
+        The samples that the curvature is of.
+    **settings
+        See :class:`~whence.methods.several.RowRule`.
     """
     ihvp = None
     if factory is not None:
-        several = method.influence_model.several
-        system = curvature_rows(method.index, dict(several.source.l2()), *drawn, several.is_drawn)
+        several = model.several
+        n_samples, buffer, seed = drawn.arguments().values()
+        system = curvature_rows(index, dict(several.source.l2()), n_samples, buffer, seed, several.is_drawn)
         ihvp = build_for_rows(factory, system)
-    method.__class__ = _over_layers(type(method))
-    method.ihvp = ihvp
-    method._rule = RowRule(method.index, ihvp, is_expansion, normalisation)
+    return RowRule(name, index, ihvp, **settings)
 
 
-def _over_layers(method: type) -> type:
+def over_layers(method: type) -> type:
     """Return a method as it is over several layers."""
     instead = {name: value for name, value in vars(OverLayers).items() if not name.startswith("__")}
     return type(method.__name__, (method,), {**instead, "__doc__": method.__doc__})
@@ -66,8 +69,7 @@ def _over_layers(method: type) -> type:
 class OverLayers:
     """What every method does otherwise over several layers: these members take the place of its own."""
 
-    _rule: RowRule
-    ihvp: Any
+    rule: RowRule
     index: Index
     influence_model: Any
     layer: Any
@@ -79,10 +81,11 @@ class OverLayers:
     # ------------------------------------------------------------------------ questions
 
     def _question(self, seen: Observation, outputs: np.ndarray, weight: np.ndarray | None) -> RowQuestion:
-        plain: Question = self._of_one_layer("_question")(seen, outputs, weight)
-        r = getattr(plain, "r", None)
-        if r is not None:  # the loss is asked about, and how far it falls
-            by_output = -np.asarray(r)
+        if self.rule.asks_about_loss:  # and how far it falls
+            of_layer = Gradients(layer=self.layer, n_samples=self.rule.n_samples)
+            plain = of_layer.question(seen.phi, outputs, weight, seen.target)
+            assert isinstance(plain, LossQuestion)
+            by_output = -np.asarray(plain.r)
         else:
             by_output = np.eye(self.layer.n_outputs)[outputs]
             by_output = by_output if weight is None else by_output * weight[..., None]
@@ -97,7 +100,7 @@ class OverLayers:
 
     def _queries(self, question: RowQuestion) -> RowQueries:
         if "_asked" not in question.__dict__:  # once a question
-            asked = self._rule.queries(question.recorded(), self._said(question))
+            asked = self.rule.queries(question.recorded(), self._said(question))
             question.__dict__["_asked"] = asked
         queries: RowQueries = question.__dict__["_asked"]
         return queries
@@ -106,21 +109,20 @@ class OverLayers:
         return self._queries(question), np.zeros(len(question.phi))
 
     def _sums(self, queries: RowQueries) -> np.ndarray:
-        return self._rule.totals(queries)
+        return self.rule.totals(queries)
 
-    @property
-    def _solves(self) -> bool:
-        return False  # what a solver leaves is measured as it solves
-
-    def _totals(self, question: RowQuestion) -> np.ndarray:
-        return self._rule.totals(self._queries(question))
+    def _totals(self, question: RowQuestion, queries: RowQueries) -> np.ndarray:
+        return self.rule.totals(queries)
 
     # --------------------------------------------------------------------- training samples
 
     def _self_influences(self) -> np.ndarray:
         if self._self_influence_values is None:
-            asks_loss = getattr(self, "asks_about_loss", False)
-            parts = [self._own_losses()] if asks_loss else list(self._of_training(self._own_outputs_moved))
+            parts = (
+                [self._own_losses()]
+                if self.rule.asks_about_loss
+                else list(self._of_training(self._own_outputs_moved))
+            )
             self._self_influence_values: np.ndarray | None = np.concatenate(parts)
         return self._self_influence_values
 
@@ -129,9 +131,9 @@ class OverLayers:
         parts = []
         for number, shard in enumerate(self.index.shards):
             assert shard.gradients is not None
-            values = self._rule.moved(shard.gradients, shard.gradients)
-            factors = self._rule.factors
-            if self._rule.normalisation == "gradient":
+            values = self.rule.moved(shard.gradients, shard.gradients)
+            factors = self.rule.factors
+            if self.rule.normalisation == "gradient":
                 values = (values > 0).astype(np.float64)
             elif factors is not None:
                 values = values * as_numpy(factors[number])
@@ -146,17 +148,17 @@ class OverLayers:
         outputs = self._own_outputs(u, None if seen.target is None else as_numpy(seen.target))  # type: ignore
         question = self._question(seen, outputs, self._shares(seen, batch.where))  # type: ignore[attr-defined]
         asked = question.recorded()
-        moved = self._rule.moved(asked, gradients)
-        own = self._said(question) if self._rule.is_expansion else np.zeros(len(moved))
+        moved = self.rule.moved(asked, gradients)
+        own = self._said(question) if self.rule.is_expansion else np.zeros(len(moved))
         values = np.abs(own - moved) / self.index.n_samples
-        if self._rule.normalisation == "gradient":
+        if self.rule.normalisation == "gradient":
             norms = np.sqrt(as_numpy(squared_norms(asked)))
             values = np.divide(np.abs(moved), norms, out=np.zeros_like(norms), where=norms > 0)
-        return values if self._rule.factors is None else values * self._factors(rows)
+        return values if self.rule.factors is None else values * self._factors(rows)
 
     def _factors(self, rows: slice) -> np.ndarray:
-        assert self._rule.factors is not None
-        return np.concatenate([as_numpy(part) for part in self._rule.factors])[rows]
+        assert self.rule.factors is not None
+        return np.concatenate([as_numpy(part) for part in self.rule.factors])[rows]
 
     def _left_out(self, seen: Observation, batch: Batch, gradients: Rows, rows: slice) -> np.ndarray:
         """Return minus the margins of a batch of training samples, each without itself."""
@@ -168,7 +170,7 @@ class OverLayers:
             by_output = np.zeros_like(flat)
             by_output[:, column] = 1
             asked = self.influence_model.several.rows(seen.inputs, by_output.reshape(u.shape))
-            moved[:, column] = self._rule.moved(asked, gradients)
+            moved[:, column] = self.rule.moved(asked, gradients)
         after = (flat + moved / n_samples).reshape(*u.shape[:-1], n_outputs)
         weight = None if seen.weight is None else as_numpy(seen.weight)
         block = Block(after, as_numpy(seen.target), weight)
@@ -177,8 +179,8 @@ class OverLayers:
 
     def _of_training(self, function: Callable[..., np.ndarray]) -> Iterator[np.ndarray]:
         """Yield ``function(seen, batch, gradients, rows)`` of each batch of the training set, in order."""
-        given = self._training_set._given  # type: ignore[attr-defined]
-        if isinstance(given, Index):
+        given = self.index.source
+        if given is None or isinstance(given, Index):
             raise WhenceError(
                 "dataset",
                 "the training set itself, since its samples go through the model again for this",
@@ -197,25 +199,26 @@ class OverLayers:
     def _suspicion(self, score: str, progress: bool | None) -> np.ndarray:
         if score != "leave_one_out":
             return self._of_one_layer("_suspicion")(score, progress)
-        if self._rule.normalisation == "gradient":
-            return self._of_one_layer("_leave_one_out")(self.index.shards[0])
+        if self.rule.normalisation == "gradient":
+            raise no_step_to_leave_out()
         return np.concatenate(list(self._of_training(self._left_out)))
 
     # ------------------------------------------------------------------------------ storing
 
-    def _store_coefficients(self) -> None:
-        if self._rule.factors is not None and isinstance(self.index, StoredIndex):
+    def _with_coefficients(self, index: Index) -> Index:
+        if self.rule.factors is None:
+            return copy.copy(index)
+        if isinstance(index, StoredIndex):
             raise WhenceError(
                 "index_path",
                 "None for several layers and scores that are divided by norms",
                 "a folder",
                 "Leave it out, or take a method without normalisation.",
             )
-        for number, shard in enumerate(self.index.shards):
-            shard.coefficients = None if self._rule.factors is None else self._rule.factors[number]
-
-    def _place(self, needs_solver: bool) -> tuple[Engine, Any]:
-        return Serial(), self
+        other = copy.copy(index)
+        pairs = zip(index.shards, self.rule.factors, strict=True)
+        other.shards = [replace(shard, coefficients=factor) for shard, factor in pairs]
+        return other
 
     def _vector(self, batch: Batch, index: Index) -> RowVector:
         part = index.take(self._training_set.rows(batch))  # type: ignore[attr-defined]
@@ -236,30 +239,29 @@ class OverLayers:
             )
         return self.index
 
-    def _settings(self) -> dict[str, Any]:
-        return {}  # not yet to be made again without the model
-
-    def _about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
+        """Return what was computed and how, for results and manifests."""
         source = self.influence_model.several.source
-        about: dict[str, Any] = self._of_one_layer("_about")()
+        about: dict[str, Any] = self._of_one_layer("about")()
         about |= {
             "layer": ", ".join(source.layers),
             "layers": list(source.layers),
             "left_out": dict(source.left_out),
             "n_weights": sum(g * d * c for g, d, c in (s.shape for s in source.layers.values())),
         }
-        if self._rule.is_expansion:
+        if self.rule.is_expansion:
             about["step_size"] = 0.0
         return about
 
-    def _measured(self) -> dict[str, Any]:
-        measured: dict[str, Any] = self._of_one_layer("_measured")()
-        return measured | {"relative_residual": self._rule.relative_residual}
+    @property
+    def ihvp(self) -> Any:
+        """The solver."""
+        return self.rule.ihvp
 
     @property
     def relative_residual(self) -> float:
         """What the solver left of its first right-hand sides, relative to these."""
-        return self._rule.relative_residual
+        return self.rule.relative_residual
 
 
 def _placed(by_output: np.ndarray, seen: Observation) -> Array:

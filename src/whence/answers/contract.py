@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from whence._errors import WhenceError, described
+from whence._registry import Registry
+from whence.answers.matching import TrainingSet
+from whence.answers.questions import Answers
+from whence.answers.reading import (
+    Vectors,
+    all_scores,
+    at_most,
+    check_k,
+    scores_of,
+    self_influence_of,
+)
+from whence.answers.storing import check_cache, check_values_folder, save_arrays, stored_vectors
 from whence.arrays.base import as_numpy, check_finite
-from whence.attribution.answers import Answers
-from whence.attribution.base import Vectors, all_scores, at_most, check_k, scores_of, self_influence_of
-from whence.attribution.storing import check_cache, check_values_folder, save_arrays, stored_vectors
-from whence.attribution.training_set import TrainingSet
 from whence.data.base import Batch, Dataset, fingerprints, take_rows
 from whence.index import CACHE, Index, Shard
+from whence.indexing.options import show_options
+from whence.methods.base import coefficients_as_stored
 from whence.progress import track
 from whence.search.scores import (
     BaseNearestNeighbors,
@@ -27,30 +38,45 @@ from whence.search.scores import (
 )
 from whence.search.top_k import ORDER, TopK, check_order
 
-__all__ = ["Attribution"]
+__all__ = ["METHODS", "Attribution"]
 
 
 class Attribution(Answers):
-    """Scores training samples for predictions of a wrapped model.
+    """What people hold: a model, a stored training set, and the rule that scores its samples.
 
     Parameters
     ----------
     influence_model : InfluenceModel
-    dataset : dataset
-        The training set, batched.
+    dataset : dataset or Index
+        The training set, batched; or what :meth:`whence.InfluenceModel.index` made of it, which several
+        methods then share.
+    rule : type, callable or Rule
+        The method's mathematics: a subclass of :class:`~whence.Rule`, or what makes one,
+        ``rule(layer, index)``.
     target_layer : int or str, default=-1
         ``-1`` follows the model's own ``start_layer``.
     label : {"predicted", "given"}, default="predicted"
         Which output counts as a sample's own.
-    ids : sequence, optional
-        Names of the training samples, in the order of the dataset; by default the index of a pandas frame,
-        or positions.
-    progress : bool, optional
-        ``None`` shows progress bars on a terminal, ``True`` always, ``False`` never.
-    index_path, feature_dtype, engine, on_error : optional
-        Where and how what is stored of the training set is kept, where it is worked on, and what becomes of
-        samples that cannot be read; see :class:`~whence.RepresenterPointLJE`.
+    several : callable, optional
+        What makes the rule where the model is wrapped at several layers, ``several(model, index)``.
+    **options
+        How the training set is stored and worked on, as :class:`~whence.IndexOptions` has it:
+        ``index_path``, ``engine``, ``ids``, ``feature_dtype``, ``on_error``, ``progress``; or all as one
+        object, ``index_options``.
+
+    Attributes
+    ----------
+    rule : Rule
+    index : Index
+        The stored training set with the coefficients of this method.
+    layer : LinearLayer
+        The target layer with the model's own weights.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            show_options(cls.__init__)
 
     # ------------------------------------------------------------------------ the contract
 
@@ -305,20 +331,20 @@ class Attribution(Answers):
             part = self._shard_of(batch)
             return Vector(part.phi, part.coefficients)
         part = self.index.take(rows)
-        return Vector(part.phi, self._stored_form(part.block))
+        return Vector(part.phi, coefficients_as_stored(self.rule, part.block))
 
     def _self_influences_of(self, batch: Batch, values: np.ndarray) -> np.ndarray:
         """Return the self-influence of a batch of training samples, computed where it is not stored."""
         rows = self._training_set.find(batch)
         if (rows >= 0).all():
             return values[rows]
-        computed = self_influence_of(self, self._shard_of(batch)).astype(values.dtype)
+        computed = self_influence_of(self.label, self.rule, self._shard_of(batch)).astype(values.dtype)
         return np.where(rows >= 0, values[rows], computed)
 
     def _self_influences_in(self, index: Index) -> np.ndarray:
         if index is self.index:
             return self._self_influences()
-        return np.concatenate([self_influence_of(self, shard) for shard in index.shards])
+        return np.concatenate([self_influence_of(self.label, self.rule, shard) for shard in index.shards])
 
     def _shard_of(self, batch: Batch) -> Shard:
         """Return a batch of training samples as the index would hold it, computed with the model."""
@@ -328,7 +354,7 @@ class Attribution(Answers):
         model.check_losses(seen, as_numpy(self.layer.theta), batch.where)
         assert seen.target is not None  # a training batch without labels is refused
         shard = Shard(seen.phi, seen.target, seen.weight, fingerprints(batch))
-        shard.coefficients = self._stored_form(shard.block)
+        shard.coefficients = coefficients_as_stored(self.rule, shard.block)
         return shard
 
     def _matched(
@@ -350,7 +376,7 @@ class Attribution(Answers):
             index.append(shard.features, shard.target, shard.weight, shard.fingerprint)
         index = index.finish()
         self._check_model()
-        index.store_coefficients(self._stored_form, None)
+        index = index.with_coefficients(partial(coefficients_as_stored, self.rule), None)
         return TrainingSet(index, opened.given, self.progress)
 
     # ------------------------------------------------------------------------------ storing
@@ -359,12 +385,19 @@ class Attribution(Answers):
         return {
             "model": self._model_fingerprint,
             "training_set": self.index.order,
-            "about": self._about(),
+            "about": self.about(),
         }
 
     def _vectors(self, cache: CACHE, load_path: str | Path | None, save_path: str | Path | None) -> Index:
         """Return the index that vectors come from, loaded or saved as the paths say."""
-        return stored_vectors(self.index, self._to_store, self._stored_form, cache, load_path, save_path)
+        return stored_vectors(
+            self.index,
+            lambda: self._to_store(self.index),
+            partial(coefficients_as_stored, self.rule),
+            cache,
+            load_path,
+            save_path,
+        )
 
     def _save_values(self, path: str | Path, queries: list[Queries], index: Index) -> None:
         values = np.concatenate([all_scores(part, index) for part in queries])
@@ -399,3 +432,9 @@ def _with_elements(dataset: Dataset) -> Iterator[tuple[Any, Batch]]:
         yield element, dataset.batch(element, number)
     if empty:
         next(iter(dataset))  # raises, with the message for empty datasets
+
+
+#: Methods with a constructor of their own, by the names that stored indices have for them.
+METHODS: Registry[Any] = Registry("method", "whence.answers")
+
+show_options(Attribution.__init__)
