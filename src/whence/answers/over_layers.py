@@ -57,7 +57,7 @@ def rows_rule(
         n_samples, buffer, seed = drawn.arguments().values()
         system = curvature_rows(index, dict(several.source.l2()), n_samples, buffer, seed, several.is_drawn)
         ihvp = build_for_rows(factory, system)
-    return RowRule(name, index, ihvp, **settings)
+    return RowRule(name, model.layer, index, ihvp, **settings)
 
 
 def over_layers(method: type) -> type:

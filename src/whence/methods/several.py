@@ -21,6 +21,7 @@ from whence.arrays.base import Array, as_numpy, like
 from whence.ihvp.collected import gathered
 from whence.ihvp.rows import CurvatureRows, RowsIHVP
 from whence.index import Index, shuffle_buffer_sample
+from whence.layers.linear_layer import LinearLayer
 from whence.layers.products import combined, inner, inner_by_pairs, squared_norms
 from whence.layers.rows import Matrices, Rows
 from whence.methods.question import Question
@@ -93,6 +94,8 @@ class RowRule:
     ----------
     name : str
         What results call the method.
+    layer : LinearLayer
+        The output layer.
     index : Index
         With rows of several layers.
     ihvp : RowsIHVP or None
@@ -105,6 +108,7 @@ class RowRule:
     """
 
     name: str
+    layer: LinearLayer
     index: Index
     ihvp: RowsIHVP | None
     is_expansion: bool = False
