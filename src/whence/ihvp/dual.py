@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import device as device_of
 
-from whence.arrays.base import Array, astype, namespace
+from whence.arrays.base import Array, assign, astype, namespace
 from whence.arrays.memory import memory_bytes
 from whence.arrays.symmetric import cholesky
 from whence.ihvp.base import refuse_if_inexact
@@ -54,9 +54,13 @@ class DualIHVP(RowsIHVP):
         z = system.rows
         lam = system.damped(self.damping)
         self._reciprocal = {name: 1 / part for name, part in lam.items()}
-        parts = [inner(z, _in_double(z[some]).scaled(self._reciprocal)) for some in z.blocks(KERNEL_BYTES)]
-        xp = namespace(parts[0])
-        kernel = xp.concat(parts, axis=1)
+        xp = namespace(z.like)
+        size = (system.n_rows, system.n_rows)
+        kernel = xp.zeros(size, dtype=xp.float64, device=device_of(z.like))
+        for some in z.blocks(KERNEL_BYTES):  # the lower triangle is all that a factor needs
+            scaled = _in_double(z[some]).scaled(self._reciprocal)
+            below = slice(some.start, system.n_rows)
+            kernel = assign(kernel, (below, some), inner(z[below], scaled))
         eye = xp.eye(system.n_rows, dtype=kernel.dtype, device=device_of(kernel))
         self._factor = cholesky(kernel + system.n_samples * eye)
 

@@ -30,7 +30,7 @@ from whence.search.rows import RowQueries
 __all__ = ["RowQuestion", "RowRule", "curvature_rows", "mean_gradient"]
 
 #: The share of the curvature's trace that solvers are given, and the most rows that hold it.
-SHARE, MOST_ROWS = 0.99, 10_000
+SHARE, MOST_ROWS = 0.99, 5_000
 
 
 @dataclass(frozen=True)
