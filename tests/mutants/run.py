@@ -40,7 +40,7 @@ EXPANSION = (f"{ARRAYS}test_expanded_weights",)
 STEPS = (f"{SOLVERS}test_conjugate_gradient_takes_a_step",)
 VALUES = (f"{ARRAYS}test_values_and_their_sum",)
 
-LJE = "attribution/lje.py"
+LJE = "methods/lje.py"
 
 MUTANTS = [
     # ---- what the tests of others do not notice
@@ -75,14 +75,14 @@ MUTANTS = [
     Mutant(
         "a batch size stands for N in the values",
         LJE,
-        "        n_samples = self.index.n_samples\n        directions",
+        "        n_samples = self.n_samples\n        directions",
         "        n_samples = 8\n        directions",
         VALUES,
     ),
     Mutant(
         "N is 1 in the values",
         LJE,
-        "        n_samples = self.index.n_samples\n        directions",
+        "        n_samples = self.n_samples\n        directions",
         "        n_samples = 1\n        directions",
         VALUES,
     ),
@@ -103,29 +103,29 @@ MUTANTS = [
     Mutant(
         "the ascent step is left out",
         LJE,
-        "self.layer.at(self.layer.theta + ascent)",
-        "self.layer.at(self.layer.theta)",
+        "layer.at(layer.theta + ascent)",
+        "layer.at(layer.theta)",
         EXPANSION,
     ),
     Mutant(
         "the ascent step descends",
         LJE,
-        "self.layer.at(self.layer.theta + ascent)",
-        "self.layer.at(self.layer.theta - ascent)",
+        "layer.at(layer.theta + ascent)",
+        "layer.at(layer.theta - ascent)",
         EXPANSION,
     ),
     # ---- local Jacobian expansion
     Mutant(
         "residuals are those before the step",
         LJE,
-        "            return self._alpha(block)\n        return self.expanded_layer.residuals(block)",
-        "            return self._alpha(block)\n        return self.layer.residuals(block)",
+        "        return self.expanded.residuals(block)\n",
+        "        return self.layer.residuals(block)\n",
         VALUES,
     ),
     Mutant(
         "the weights before the step are decomposed",
         LJE,
-        "question.under(self.expanded_layer.theta) / n_samples",
+        "question.under(self.expanded.theta) / n_samples",
         "question.under(self.layer.theta) / n_samples",
         VALUES,
     ),
@@ -139,8 +139,8 @@ MUTANTS = [
     Mutant(
         "self-influence has a sign",
         LJE,
-        "        return np.abs(own - question.gather(moved)) / self.index.n_samples",
-        "        return (own - question.gather(moved)) / self.index.n_samples",
+        "        return np.abs(own - question.gather(moved)) / self.n_samples",
+        "        return (own - question.gather(moved)) / self.n_samples",
         (f"{ARRAYS}test_self_influence",),
     ),
     Mutant(
@@ -153,8 +153,8 @@ MUTANTS = [
     Mutant(
         "leaving out moves the wrong way",
         LJE,
-        "return like(self.layer.pre_activations(block.phi), moved) + moved / self.index.n_samples",
-        "return like(self.layer.pre_activations(block.phi), moved) - moved / self.index.n_samples",
+        "return like(self.layer.pre_activations(block.phi), moved) + moved / self.n_samples",
+        "return like(self.layer.pre_activations(block.phi), moved) - moved / self.n_samples",
         (f"{ARRAYS}test_doubtful_labels",),
     ),
     Mutant(
@@ -180,21 +180,21 @@ MUTANTS = [
     ),
     Mutant(
         "sums of values are believed",
-        "attribution/answers.py",
+        "answers/questions.py",
         "            if not is_sum(",
         "            if False and not is_sum(",
         (f"{PRECISION}test_a_part_of_a_shard",),
     ),
     Mutant(
         "a solver without digits is believed",
-        "attribution/base.py",
-        "        if ihvp.is_direct and doubtful.size:",
+        "answers/reading.py",
+        "        if solver.is_direct and doubtful.size:",
         "        if False and doubtful.size:",
         (f"{PRECISION}test_what_float64_has_no_digits_for",),
     ),
     Mutant(
         "the largest value is that of the samples that are tried",
-        "attribution/base.py",
+        "answers/reading.py",
         "            scale[doubtful] = np.abs(",
         "            scale[doubtful] += 0 * np.abs(",
         (f"{PRECISION}test_queries_that_share_nothing",),
@@ -209,55 +209,55 @@ MUTANTS = [
     Mutant(
         "epsilon guards nothing",
         LJE,
-        "reciprocal = 1 / (self.index.n_samples * phi + self.epsilon)",
-        "reciprocal = 1 / (self.index.n_samples * phi)",
+        "reciprocal = 1 / (self.n_samples * phi + self.epsilon)",
+        "reciprocal = 1 / (self.n_samples * phi)",
         (f"{ARRAYS}test_the_printed_formula",),
     ),
     Mutant(
         "epsilon is added before the factor N",
         LJE,
-        "reciprocal = 1 / (self.index.n_samples * phi + self.epsilon)",
-        "reciprocal = 1 / (self.index.n_samples * (phi + self.epsilon))",
+        "reciprocal = 1 / (self.n_samples * phi + self.epsilon)",
+        "reciprocal = 1 / (self.n_samples * (phi + self.epsilon))",
         (f"{ARRAYS}test_the_printed_formula",),
     ),
     Mutant(
         "the wrong label is the predicted one",
-        "attribution/base.py",
-        "        return np.argmax(u, axis=-1)\n",
-        "        return np.argmin(u, axis=-1)\n",
+        "answers/reading.py",
+        "    return np.argmax(u, axis=-1)\n",
+        "    return np.argmin(u, axis=-1)\n",
         (f"{ARRAYS}test_self_influence", *VALUES),
     ),
     Mutant(
         "the given label is the predicted one",
-        "attribution/base.py",
-        'if self.label == "given" and target is not None:',
-        'if self.label == "predicted" and target is not None:',
+        "answers/reading.py",
+        'if label == "given" and target is not None:',
+        'if label == "predicted" and target is not None:',
         (f"{ARRAYS}test_self_influence",),
     ),
     Mutant(
         "a single sigmoid is not turned to its class",
-        "attribution/answers.py",
-        "signs = np.where(is_turned & (u[..., 0] < 0), -1.0, 1.0)",
-        "signs = np.where(is_turned & (u[..., 0] < 0), 1.0, 1.0)",
+        "answers/questions.py",
+        "signs = np.where(is_turned & (said[..., 0] < 0), -1.0, 1.0)",
+        "signs = np.where(is_turned & (said[..., 0] < 0), 1.0, 1.0)",
         (f"{ARRAYS}test_both_ends_of_the_values",),
     ),
     Mutant(
         "a single sigmoid is turned the other way",
-        "attribution/answers.py",
-        "signs = np.where(is_turned & (u[..., 0] < 0), -1.0, 1.0)",
-        "signs = np.where(is_turned & (u[..., 0] > 0), -1.0, 1.0)",
+        "answers/questions.py",
+        "signs = np.where(is_turned & (said[..., 0] < 0), -1.0, 1.0)",
+        "signs = np.where(is_turned & (said[..., 0] > 0), -1.0, 1.0)",
         (f"{ARRAYS}test_both_ends_of_the_values",),
     ),
     Mutant(
         "suspects are the least doubtful",
-        "attribution/answers.py",
+        "answers/questions.py",
         'np.argsort(-every[rows], kind="stable")',
         'np.argsort(every[rows], kind="stable")',
         (f"{ARRAYS}test_doubtful_labels",),
     ),
     Mutant(
         "the output in question is another one",
-        "attribution/question.py",
+        "methods/question.py",
         "units = np.eye(n_outputs)[self.outputs]",
         "units = np.eye(n_outputs)[self.outputs - 1]",
         VALUES,
@@ -265,35 +265,35 @@ MUTANTS = [
     # ---- the siblings
     Mutant(
         "influence on the loss has the sign of the gradient",
-        "attribution/gradient.py",
+        "methods/gradient.py",
         "            return -wide[:, :, None] * r[:, None, :]",
         "            return wide[:, :, None] * r[:, None, :]",
         (f"{ARRAYS}test_gradients", f"{ARRAYS}test_influence_functions"),
     ),
     Mutant(
         "leverage raises the residual by too little",
-        "attribution/leverage.py",
+        "methods/leverage.py",
         "kept = np.eye(q.shape[1]) - k @ q / n_samples",
         "kept = np.eye(q.shape[1]) - k @ q / (2 * n_samples)",
         (f"{ARRAYS}test_leverage",),
     ),
     Mutant(
         "leverage multiplies in the other order",
-        "attribution/leverage.py",
+        "methods/leverage.py",
         "- k @ q / n_samples",
         "- q @ k / n_samples",
         (f"{ARRAYS}test_leverage",),
     ),
     Mutant(
         "alpha has the sign of the residual",
-        "attribution/l2.py",
+        "methods/l2.py",
         "return -r / (2",
         "return r / (2",
         (f"{ARRAYS}test_representer_points",),
     ),
     Mutant(
         "RelatIF normalises by the square",
-        "attribution/influence.py",
+        "methods/influence.py",
         "return like(np.sqrt(np.maximum(squared, 0)), r)",
         "return like(np.maximum(squared, 0), r)",
         (f"{ARRAYS}test_influence_functions",),
@@ -558,7 +558,7 @@ MUTANTS = [
     ),
     Mutant(
         "too many ids are taken",
-        "attribution/answers.py",
+        "answers/questions.py",
         "if names.shape != (n_explained,):",
         "if names.shape < (n_explained,):",
         (f"{ARRAYS}test_as_many_ids",),
@@ -572,9 +572,9 @@ MUTANTS = [
     ),
     Mutant(
         "a default is another than documented",
-        "attribution/l2.py",
-        "target_layer: int | str = -1,",
-        "target_layer: int | str = 0,",
+        "answers/questions.py",
+        "        k: int = 5,\n",
+        "        k: int = 6,\n",
         ("tests/test_api_reference.py::test_defaults",),
     ),
     Mutant(

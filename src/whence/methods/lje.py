@@ -87,9 +87,10 @@ class LocalJacobianExpansion(Rule):
     def queries(self, question: Question) -> Queries:
         # v(i, t) = <theta', Q_t> / N - (1/N) <g_i, S_t>,  S_t = H^{-1} Q_t,  Q_t = phi_t (x) e_j
         assert self.solver is not None
+        n_samples = self.n_samples
         directions = self.layer.centred(question.directions(self.layer.n_outputs))
         solved = self.layer.centred(self.solver.solve(directions).value)
-        return Queries(-solved / self.n_samples, question.under(self.expanded.theta) / self.n_samples)
+        return Queries(-solved / n_samples, question.under(self.expanded.theta) / n_samples)
 
     def self_influence(self, block: Block, question: Question) -> Array:
         assert self.solver is not None
@@ -175,7 +176,8 @@ def expand(
             "Leave it out.",
         )
     wide = Converted(index, Block.in_double)
-    expanded = layer.at(layer.theta + step_size * layer.mean_gradient(wide))
+    ascent = step_size * layer.mean_gradient(wide)
+    expanded = layer.at(layer.theta + ascent)
     solver = build_solver(factory, index, expanded, drawn)
     gradient = layer.centred(expanded.mean_gradient(wide))
     step = solver.solve(gradient[None, :, :])
