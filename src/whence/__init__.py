@@ -11,6 +11,7 @@ from whence._errors import (
 from whence.answers.average import Average, average
 from whence.answers.baselines import FeatureSimilarity, TrainingLoss
 from whence.answers.contract import Attribution
+from whence.answers.duals import DualRepresenters
 from whence.answers.explanation import Explanation
 from whence.answers.gradients import GradientCosine, GradientDotProduct, InfluenceFunctions
 from whence.answers.loading import load_index
@@ -52,6 +53,7 @@ __all__ = [
     "BaseNearestNeighbors",
     "CGDIHVPFactory",
     "Cluster",
+    "DualRepresenters",
     "ExactIHVPFactory",
     "Explanation",
     "FeatureSimilarity",
