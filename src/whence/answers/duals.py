@@ -8,8 +8,8 @@ import numpy as np
 
 from whence._errors import WhenceError, described
 from whence.answers.explanation import Explanation
-from whence.arrays.base import as_array, row_slices
 from whence.answers.reading import at_most, check_k
+from whence.arrays.base import as_array, row_slices
 from whence.data.tables import is_table, row_names, table_rows
 from whence.models.sklearn.duals import open_dual
 
