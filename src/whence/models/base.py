@@ -405,6 +405,9 @@ class InfluenceModel:
         }
         wanted = options_of({"index_options": options, **changed(named)})
         wanted = replace(wanted, engine=as_engine(wanted.engine))
+        if self._adapter.counts_classes:
+            batches = self.open(dataset, argument)
+            self._count_classes((self.targets(b), self.sample_weights(b)) for b in batches)
         filled = index_of(self, dataset, argument, wanted)
         filled.engine, filled.progress = wanted.engine, wanted.progress
         filled.source = dataset
