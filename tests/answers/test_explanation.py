@@ -301,3 +301,33 @@ def test_a_terminal_shows_one_line():
         "(RepresenterPointLJE)"
     )
     assert repr(suspects()) == "Suspects: 2 labels ranked by leave_one_out"
+
+
+@pytest.mark.parametrize(
+    ("ids", "holders"),
+    [
+        ([1, "a", "b"], ("polars", "parquet")),
+        (["\ud800", "a", "b"], ("polars", "parquet")),
+        ([10**30, 1, 2], ("parquet",)),
+        ([len, int, str], ("parquet",)),
+    ],
+)
+def test_ids_that_no_table_holds(ids, holders, tmp_path):
+    names = np.empty(T, dtype=object)
+    names[:] = ids
+    given = explanation(sample_ids=names)
+    for holder in holders:
+        pytest.importorskip({"parquet": "pyarrow"}.get(holder, holder))
+        with pytest.raises(whence.WhenceError, match=r"ids and labels that a column of .* can hold"):
+            given.to_parquet(tmp_path / "x") if holder == "parquet" else given.to_frame(holder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tuples_and_truth_values_as_ids():
+    names = np.empty(T, dtype=object)
+    names[:] = [(0, 1), (0, 2), True]
+    given = explanation(sample_ids=names)
+    assert given[(0, 2)].sample_ids.tolist() == [(0, 2)]
+    assert (0, 1) in given
+    assert True in given
+    assert 1 not in given

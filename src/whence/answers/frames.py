@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,23 @@ def to_frame(columns: Mapping[str, Any], library: str) -> Any:
     """
     if not isinstance(library, str) or library not in LIBRARIES:
         raise WhenceError("library", " or ".join(map(repr, LIBRARIES)), repr(library), "Choose one.")
-    return import_extra(library, LIBRARIES[library]).DataFrame(dict(columns))
+    make = import_extra(library, LIBRARIES[library]).DataFrame
+    with _of_columns(library):
+        return make(dict(columns))
+
+
+@contextlib.contextmanager
+def _of_columns(holder: str) -> Iterator[None]:
+    """Say in our words that ids or labels are nothing that a table can hold."""
+    try:
+        yield
+    except Exception as error:  # each library has its own for what it cannot hold
+        raise WhenceError(
+            "ids",
+            f"ids and labels that a column of {holder} can hold",
+            f"others ({type(error).__name__}: {error})",
+            "Give ids of one kind, such as texts or integers: explain(..., ids=...).",
+        ) from error
 
 
 def write_parquet(columns: Mapping[str, Any], about: Mapping[str, Any], path: str | Path) -> Path:
@@ -53,7 +70,8 @@ def write_parquet(columns: Mapping[str, Any], about: Mapping[str, Any], path: st
         "a Parquet file of whence", lambda handle: b"whence" in parquet.read_schema(handle).metadata
     )
     file = check_file(path, kind)
-    table = pyarrow.table(dict(columns))
+    with _of_columns("Parquet"):
+        table = pyarrow.table(dict(columns))
     metadata = {"whence": json.dumps(dict(about), default=str)}
     with replaced(file) as handle:
         parquet.write_table(table.replace_schema_metadata(metadata), handle)
@@ -105,8 +123,10 @@ def rows_by_id(key: Any, names: np.ndarray, answer: str, noun: str) -> Any:
 
 
 def is_named(name: Any, wanted: Any) -> bool:
-    """Return whether an id is the one that is wanted; a truth value is none, though it equals 0 or 1."""
-    if isinstance(wanted, bool | np.bool_) or np.ndim(wanted):
+    """Return whether an id is the one that is wanted; a truth value is no number."""
+    if isinstance(wanted, tuple) or isinstance(name, tuple):
+        return isinstance(wanted, tuple) and isinstance(name, tuple) and wanted == name
+    if isinstance(wanted, bool | np.bool_) != isinstance(name, bool | np.bool_) or np.ndim(wanted):
         return False
     same = name == wanted
     return isinstance(same, bool | np.bool_) and bool(same)
