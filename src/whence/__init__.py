@@ -8,6 +8,7 @@ from whence._errors import (
     NotPositiveDefiniteError,
     WhenceError,
 )
+from whence._version import __version__ as __version__
 from whence.answers.average import Average, average
 from whence.answers.baselines import FeatureSimilarity, TrainingLoss
 from whence.answers.contract import Attribution
@@ -17,6 +18,7 @@ from whence.answers.gradients import GradientCosine, GradientDotProduct, Influen
 from whence.answers.loading import load_index
 from whence.answers.representers import RepresenterPointL2, RepresenterPointLJE
 from whence.answers.suspects import Suspects
+from whence.answers.views import VIEWS
 from whence.arrays.base import import_extra
 from whence.data.base import register_dataset
 from whence.data.readers import Sharded
@@ -43,7 +45,7 @@ from whence.search.top_k import ORDER
 if TYPE_CHECKING:
     from whence.label_errors import LabelErrors
 
-__version__ = "0.1.0"
+VIEWS.look_in("whence.report")  # answers are drawn by what stands above them
 
 __all__ = [
     "CACHE",

@@ -7,8 +7,9 @@ import pytest
 
 import whence
 from whence.engine import base as engine
-from whence.engine.base import Converted, Fold, Part, Serial, Threads, as_engine, cut, parts_of, total
+from whence.engine.base import Converted, Fold, Part, Serial, Threads, cut, parts_of, total
 from whence.engine.blocks import Block
+from whence.engine.chosen import as_engine
 from whence.index import Index
 
 N, D, C = 500, 6, 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from whence.answers.frames import (
     write_parquet,
 )
 from whence.answers.suspects import Suspects
-
-if TYPE_CHECKING:  # what shows answers knows them, not the other way round
-    from whence.report.neighbours import Neighbours
+from whence.answers.views import view_of
 
 __all__ = ["Explanation"]
 
@@ -134,9 +132,8 @@ class Explanation:
         )
 
     def _repr_html_(self) -> str:
-        from whence.report.notebook import explanation_html
-
-        return explanation_html(self)
+        text: str = view_of("explanation", "notebook")(self)
+        return text
 
     @property
     def decomposes_prediction(self) -> bool:
@@ -246,7 +243,7 @@ class Explanation:
         *,
         column_names: Sequence[str] | None = None,
         tolerance: float = 0.1,
-    ) -> Neighbours:
+    ) -> Any:
         """Return the explained rows of a table side by side with their neighbours.
 
         Parameters
@@ -274,9 +271,7 @@ class Explanation:
         WhenceError
             If the tables have other columns than each other, or no row of an id.
         """
-        from whence.report.neighbours import neighbours_of
-
-        return neighbours_of(
+        return view_of("explanation", "neighbours")(
             self, samples, training_samples, column_names=column_names, tolerance=tolerance
         )
 
@@ -323,9 +318,7 @@ class Explanation:
         WhenceError
             If the file cannot be written there, another one would be lost, or there is no sample of an id.
         """
-        from whence.report.html import explanation_page  # a page is only made of answers that ask for it
-
-        page = explanation_page(
+        page = view_of("explanation", "html")(
             self,
             samples=samples,
             training_samples=training_samples,
@@ -364,9 +357,7 @@ class Explanation:
         matplotlib Axes
             That of the bars.
         """
-        from whence.report.plots import plot_explanation
-
-        return plot_explanation(
+        return view_of("explanation", "plot")(
             self, sample, training_samples=training_samples, class_names=class_names, ax=ax
         )
 
@@ -389,6 +380,22 @@ class Explanation:
         WhenceError
             If the values do not sum to a prediction; see :attr:`decomposes_prediction`.
         """
-        from whence.report.plots import plot_cumulative
+        return view_of("explanation", "cumulative")(self, ax=ax)
 
-        return plot_cumulative(self, ax=ax)
+    def view(self, name: str, **options: Any) -> Any:
+        """Draw the explanation by a view of its name: those that methods have, and those that are added.
+
+        Parameters
+        ----------
+        name : str
+            ``"html"``, ``"plot"``, ``"cumulative"``, ``"neighbours"``, ``"notebook"``, or one of your own,
+            registered as ``whence.answers.views.VIEWS.register("explanation:name")``.
+        **options
+            As the view takes them.
+
+        Raises
+        ------
+        WhenceError
+            If there is no view of that name.
+        """
+        return view_of("explanation", name)(self, **options)

@@ -15,7 +15,8 @@ from whence.answers.matching import TrainingSet
 from whence.answers.over_layers import over_layers
 from whence.arrays.base import Array, as_numpy, check_number, row_slices
 from whence.data.base import Batch
-from whence.engine.base import Engine, Serial, as_engine, engine_of, parts_of
+from whence.engine.base import Engine, Serial, engine_of, parts_of
+from whence.engine.chosen import as_engine
 from whence.index import Index, IndexPart, Method, Shard
 from whence.indexing.observation import Observation
 from whence.indexing.options import IndexKeywords, IndexOptions, options_of

@@ -19,6 +19,7 @@ from whence.answers.frames import (
     to_frame,
     write_parquet,
 )
+from whence.answers.views import view_of
 
 __all__ = ["Suspects"]
 
@@ -70,9 +71,8 @@ class Suspects:
         return f"Suspects: {pluralised(len(self), 'label')} ranked by {self.score}{by_method(self.about)}"
 
     def _repr_html_(self) -> str:
-        from whence.report.notebook import suspects_html
-
-        return suspects_html(self)
+        text: str = view_of("suspects", "notebook")(self)
+        return text
 
     @property
     def label_kind(self) -> str:
@@ -125,9 +125,9 @@ class Suspects:
         Path
             The file.
         """
-        from whence.report.html import suspects_page
-
-        page = suspects_page(self, training_samples=training_samples, class_names=class_names, title=title)
+        page = view_of("suspects", "html")(
+            self, training_samples=training_samples, class_names=class_names, title=title
+        )
         return page.save(path)
 
     def plot(self, k: int = 20, *, class_names: Sequence[str] | None = None, ax: Any = None) -> Any:
@@ -144,6 +144,4 @@ class Suspects:
         -------
         matplotlib Axes
         """
-        from whence.report.plots import plot_suspects
-
-        return plot_suspects(self, k, class_names=class_names, ax=ax)
+        return view_of("suspects", "plot")(self, k, class_names=class_names, ax=ax)

@@ -14,6 +14,7 @@ import typer
 
 from whence._errors import WhenceError
 from whence._paths import as_path
+from whence._version import __version__
 from whence.cli.notes import note, say
 from whence.cli.options import (
     DATA,
@@ -74,8 +75,6 @@ def application(settings: dict[str, bool]) -> Any:
 
 def _version(show: bool) -> None:
     if show:
-        from whence import __version__
-
         print(f"whence {__version__}")
         raise typer.Exit
 

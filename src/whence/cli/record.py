@@ -9,6 +9,7 @@ from typing import Any
 
 from whence._errors import WhenceError
 from whence._paths import explain_failures
+from whence._version import __version__
 from whence.cli.data import DataSpec
 from whence.cli.forms import InputSpec
 from whence.cli.models import ModelSpec
@@ -52,8 +53,6 @@ class Record:
 
 def write_record(folder: Path, record: Record) -> None:
     """Write down how the index in a folder was made."""
-    from whence import __version__
-
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

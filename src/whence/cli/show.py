@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from whence._version import __version__
 from whence.answers.explanation import Explanation
 from whence.answers.suspects import Suspects
 from whence.cli.asking import Answer
@@ -29,8 +30,6 @@ BAR_WIDTH = 12
 
 def print_json(content: dict[str, Any]) -> None:
     """Write one JSON document to stdout; what is no number becomes null."""
-    from whence import __version__
-
     whole = _plain({"schema": 1, "whence": __version__, **content})
     text = json.dumps(whole, allow_nan=False, ensure_ascii=False)
     try:

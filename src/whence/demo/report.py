@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from whence.answers.explanation import Explanation
 from whence.answers.suspects import Suspects
+from whence.demo.digits import Digits
 from whence.report.html import how_to_read, prediction_cards, summary_of
 from whence.report.numbers import number
 from whence.report.page import Column, Fact, Page, Section, Table
 from whence.report.suspects import suspects_table
-
-if TYPE_CHECKING:
-    from whence.demo.run import Digits
 
 __all__ = ["CHECKED", "DEMO_SCORES", "Completeness", "DemoResult", "demo_page"]
 

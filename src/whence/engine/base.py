@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
-from whence._errors import WhenceError, described
 from whence.arrays.base import check_number
 from whence.engine.blocks import Block, Blocks
 from whence.progress import track
@@ -27,7 +26,6 @@ __all__ = [
     "Part",
     "Serial",
     "Threads",
-    "as_engine",
     "cut",
     "engine_of",
     "parts_of",
@@ -230,37 +228,6 @@ def _fewer_blas_threads(n_threads: int) -> Any:
     except ImportError:
         return nullcontext()
     return threadpool_limits(max(1, (os.cpu_count() or 1) // n_threads), user_api="blas")
-
-
-def as_engine(engine: Any) -> Engine:
-    """Return the engine that a user's ``engine=`` means.
-
-    Raises
-    ------
-    WhenceError
-        If it means none.
-
-    Examples
-    --------
-    >>> type(as_engine(None)).__name__, as_engine(2).n_threads
-    ('Serial', 2)
-    """
-    if engine is None:
-        return Serial()
-    if isinstance(engine, Engine):
-        return engine
-    if isinstance(engine, int) and not isinstance(engine, bool):
-        return Threads(engine)
-    if any(f"{base.__module__}.".startswith("distributed.") for base in type(engine).__mro__):
-        from whence.engine.cluster import Cluster
-
-        return Cluster(engine)
-    raise WhenceError(
-        "engine",
-        "None, a number of threads, a dask.distributed.Client, or an engine of whence",
-        described(engine),
-        "Pass Client(...), or leave it out.",
-    )
 
 
 def engine_of(blocks: Any) -> Engine:

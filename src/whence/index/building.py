@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from whence._errors import WhenceError, warn
 from whence._files import remove_parts
 from whence._paths import as_path, explain_failures
+from whence._version import __version__
 from whence.arrays.base import Array, as_numpy
 from whence.arrays.sparse import SparseRows
 from whence.ihvp.collected import CurvaturePart
@@ -270,7 +270,7 @@ class Writer(Index):
         self._plan = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION if gradients is None else SEVERAL_LAYERS,
-            "library_version": importlib.import_module("whence").__version__,
+            "library_version": __version__,
             "identity": self.identity,
             "feature_dtype": self._feature_dtype or features.dtype.name,
             "n_features": int(features.shape[-1]),

@@ -29,7 +29,8 @@ from whence._errors import WhenceError, warn
 from whence._files import is_part
 from whence._paths import as_path, explain_failures, is_remote
 from whence.arrays.base import Array
-from whence.engine.base import Engine, as_engine, cut
+from whence.engine.base import Engine, cut
+from whence.engine.chosen import as_engine
 from whence.index.base import Index
 from whence.index.files import (
     LOCK,
@@ -259,7 +260,7 @@ class StoredIndex(Index):
     verify : bool, default=True
         Whether to compare every file with its checksum; lengths are compared in any case.
     engine : optional
-        Where work on the shards is done; see :func:`~whence.engine.base.as_engine`.
+        Where work on the shards is done; see :func:`~whence.engine.chosen.as_engine`.
 
     Raises
     ------

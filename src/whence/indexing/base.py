@@ -10,7 +10,7 @@ from whence._errors import WhenceError, check_choice, warn
 from whence.arrays.base import as_numpy
 from whence.data.base import Dataset, fingerprints
 from whence.data.order import SampleNames
-from whence.engine.base import as_engine
+from whence.engine.chosen import as_engine
 from whence.index import Index, Writer
 from whence.indexing.extraction import fill, refuse_changed
 from whence.indexing.observation import Observer, Watcher

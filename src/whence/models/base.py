@@ -17,7 +17,7 @@ from whence._errors import WhenceError
 from whence.arrays.base import Array, as_numpy, astype, check_finite, like, namespace
 from whence.data.base import Batch, Dataset, leaves, map_leaves, open_dataset, take_rows
 from whence.data.form import BatchForm
-from whence.engine.base import as_engine
+from whence.engine.chosen import as_engine
 from whence.ihvp.collected import CurvaturePart
 from whence.index import Index
 from whence.indexing.base import index_of

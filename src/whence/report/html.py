@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from whence._errors import WhenceError, described
+from whence.answers.explanation import Explanation
 from whence.answers.suspects import Suspects
+from whence.answers.views import VIEWS
 from whence.data.tables import plain_id
 from whence.report.labels import Wording
 from whence.report.names import visible
@@ -18,9 +20,6 @@ from whence.report.pictures import Gallery
 from whence.report.samples import checked_samples, n_samples
 from whence.report.suspects import suspects_table
 from whence.report.tables import Comparison, is_tabular, neighbours_table
-
-if TYPE_CHECKING:  # the answers know how to save themselves: at run time this module knows nothing of them
-    from whence.answers.explanation import Explanation
 
 __all__ = ["explanation_page", "how_to_read", "prediction_cards", "summary_of", "suspects_page"]
 
@@ -169,6 +168,7 @@ def how_to_read(explanation: Explanation, briefly: bool = False) -> str:
     )
 
 
+@VIEWS.register("explanation:html")
 def explanation_page(
     explanation: Explanation,
     *,
@@ -196,6 +196,7 @@ def explanation_page(
     return Page(title, [lead], _facts(explanation), sections, about, summary_of(about))
 
 
+@VIEWS.register("suspects:html")
 def suspects_page(
     suspects: Suspects,
     *,

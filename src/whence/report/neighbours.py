@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from whence.answers.explanation import Explanation
+from whence.answers.views import VIEWS
 from whence.arrays.base import import_extra
 from whence.report.notebook import html_table, html_text
 from whence.report.tables import TOLERANCE, Comparison, kept_columns, shown
-
-if TYPE_CHECKING:  # explanations know how to show themselves: at run time this module knows nothing of them
-    from whence.answers.explanation import Explanation
 
 __all__ = ["Neighbours", "neighbours_of"]
 
@@ -65,6 +64,7 @@ class Neighbours:
         return html_table(f"What differs from the explained rows is marked{more}", heads, rows, len(rows))
 
 
+@VIEWS.register("explanation:neighbours")
 def neighbours_of(
     explanation: Explanation,
     samples: Any,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from whence.answers.explanation import Explanation
+from whence.answers.suspects import Suspects
+from whence.answers.views import VIEWS
 from whence.report.colors import AGAINST, FOR
 from whence.report.labels import SCORE_NAMES, Wording
 from whence.report.names import visible
 from whence.report.numbers import number
-
-if TYPE_CHECKING:  # the answers know how to show themselves: at run time this module knows nothing of them
-    from whence.answers.explanation import Explanation
-    from whence.answers.suspects import Suspects
 
 __all__ = ["explanation_html", "html_table", "html_text", "suspects_html"]
 
@@ -29,6 +28,7 @@ N_CHARACTERS = 60
 CELL = "text-align:left;vertical-align:top;padding:.3em .9em .3em 0"
 
 
+@VIEWS.register("explanation:notebook")
 def explanation_html(explanation: Explanation) -> str:
     """Return the first predictions of an explanation, each with its strongest training samples."""
     wording = Wording.of(explanation, None)
@@ -62,6 +62,7 @@ def explanation_html(explanation: Explanation) -> str:
     return html_table(repr(explanation), heads, rows, len(explanation))
 
 
+@VIEWS.register("suspects:notebook")
 def suspects_html(suspects: Suspects) -> str:
     """Return the first suspects."""
     score = SCORE_NAMES.get(suspects.score, suspects.score)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from whence._files import FileKind, check_file, replaced
+from whence._version import __version__
 from whence.arrays.base import import_extra
 from whence.report.export import Export
 from whence.report.pictures import Picture
@@ -191,7 +192,6 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        from whence import __version__
 
         script = ""
         if any(table.export for section in self.sections for table in section.tables):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from whence._errors import WhenceError, described
+from whence.answers.explanation import Explanation
+from whence.answers.suspects import Suspects
+from whence.answers.views import VIEWS
 from whence.arrays.base import check_number, import_extra
 from whence.report.colors import AGAINST, FOR
 from whence.report.labels import SCORE_NAMES, Wording
@@ -16,10 +19,6 @@ from whence.report.names import plain_line, visible
 from whence.report.pictures import Gallery
 from whence.report.samples import checked_samples
 from whence.report.tables import Rows, is_tabular, shown
-
-if TYPE_CHECKING:
-    from whence.answers.explanation import Explanation
-    from whence.answers.suspects import Suspects
 
 __all__ = ["LITERAL", "check_axes", "plot_cumulative", "plot_explanation", "plot_suspects"]
 
@@ -33,6 +32,7 @@ CURVE = 2.2
 N_LINES, LINE_CHARACTERS, N_VALUES, N_VALUE_CHARACTERS = 2, 62, 5, 9
 
 
+@VIEWS.register("explanation:plot")
 def plot_explanation(
     explanation: Explanation,
     sample: int = 0,
@@ -80,6 +80,7 @@ def _title(explanation: Explanation, sample: int, wording: Wording) -> str:
     return f"Sample {explanation.sample_ids[sample]}{position}: predicted {predicted}{asked}"
 
 
+@VIEWS.register("explanation:cumulative")
 def plot_cumulative(explanation: Explanation, *, ax: Any = None) -> Any:
     """Draw how much of predictions is explained; see :meth:`whence.Explanation.plot_cumulative`."""
     if not explanation.decomposes_prediction:
@@ -112,6 +113,7 @@ def _cumulated(shares: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((len(shares), 1)), np.cumsum(shares, axis=1)], axis=1)
 
 
+@VIEWS.register("suspects:plot")
 def plot_suspects(
     suspects: Suspects, k: int = 20, *, class_names: Sequence[str] | None = None, ax: Any = None
 ) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from whence.answers.suspects import Suspects
 from whence.data.tables import plain_id
 from whence.report.export import Export
 from whence.report.labels import SCORE_NAMES, Wording
@@ -14,9 +15,6 @@ from whence.report.page import Cell, Column, Table
 from whence.report.pictures import Gallery, Picture, picture_of
 from whence.report.samples import checked_samples
 from whence.report.tables import Rows, is_tabular
-
-if TYPE_CHECKING:  # the answers know how to save themselves: at run time this module knows nothing of them
-    from whence.answers.suspects import Suspects
 
 __all__ = ["suspects_table"]
 

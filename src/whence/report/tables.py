@@ -10,21 +10,19 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 
 from whence._errors import WhenceError
+from whence.answers.explanation import Explanation
 from whence.arrays.base import as_numpy, check_number
 from whence.data.tables import are_names, is_table, plain_id
 from whence.report.names import visible
 from whence.report.numbers import number
 from whence.report.page import Cell, Column, Table
 from whence.report.samples import checked_samples, listed_names
-
-if TYPE_CHECKING:  # explanations know how to show themselves: at run time this module knows nothing of them
-    from whence.answers.explanation import Explanation
 
 __all__ = [
     "N_COLUMNS",
