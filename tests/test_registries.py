@@ -10,6 +10,7 @@ import pytest
 
 import whence
 from whence._registry import Registry
+from whence.answers.views import VIEWS, view_of
 from whence.data.base import open_dataset
 from whence.ihvp import SOLVERS
 from whence.models.adapter import ADAPTERS
@@ -28,6 +29,10 @@ whole = whence.RepresenterPointLJE(model, (x, y), whence.ExactIHVPFactory())
 parts = whence.RepresenterPointLJE(model, folder, whence.ExactIHVPFactory())
 np.testing.assert_array_equal(parts.influences([x]), whole.influences([x]))
 assert "diagonal" in SOLVERS
+from whence.layers.names import loss_named
+loss = loss_named("my framework", "PseudoHuber").made({})
+assert np.allclose(loss.value(np.zeros((1, 1)), np.zeros((1, 1))), 1)
+assert lje.explain([x]).view("strongest") == dict(enumerate(lje.explain([x]).ids[:, 0].tolist()))
 print("done")
 """
 
@@ -74,3 +79,10 @@ def test_an_adapter_says_what_it_serves(served):
 def test_a_dataset_kind_says_what_it_accepts():
     with pytest.raises(whence.WhenceError, match="a function that says whether"):
         whence.register_dataset("a thing", True)
+
+
+def test_views_are_found_by_name():
+    views = [name for name in VIEWS if name.startswith("explanation:")]
+    assert {"explanation:html", "explanation:plot", "explanation:notebook"} <= set(views)
+    with pytest.raises(whence.WhenceError, match=r"view: expected one of .*plot.*, got 'sketch'"):
+        view_of("explanation", "sketch")

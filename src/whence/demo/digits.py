@@ -8,8 +8,9 @@ import numpy as np
 
 from whence.arrays.base import import_extra
 
-__all__ = ["Digits", "load_digits"]
+__all__ = ["N_TRAINING", "Digits", "load_digits"]
 
+#: How many of the images are for training.
 N_TRAINING = 1437
 
 

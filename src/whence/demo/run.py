@@ -18,7 +18,7 @@ from whence._files import check_file
 from whence.answers.explanation import Explanation
 from whence.answers.representers import RepresenterPointLJE
 from whence.arrays.base import import_extra
-from whence.demo.digits import Digits, load_digits
+from whence.demo.digits import N_TRAINING, Digits, load_digits
 from whence.demo.report import CHECKED, DEMO_SCORES, Completeness, DemoResult, demo_page
 from whence.ihvp import ExactIHVPFactory
 from whence.models import InfluenceModel
@@ -29,7 +29,6 @@ __all__ = ["run"]
 
 N_EXPLAINED = 8
 N_NEIGHBORS = 5
-N_TRAINING = 1437
 BATCH_SIZE = 64
 EPOCHS = 20
 
