@@ -411,3 +411,42 @@ def test_other_models_take_one_layer():
     model = sklearn.LogisticRegression().fit(np.eye(4), [0, 1, 0, 1])
     with pytest.raises(WhenceError, match="one dense layer, by name or index, for a model of this kind"):
         whence.InfluenceModel(model, "all")
+
+
+def test_an_index_is_shared_by_models_and_methods(small, tmp_path):
+    index = small.model().index(small.train)
+    expected, _ = expected_lje(small, small.predicted[N:])
+    method = whence.RepresenterPointLJE(small.model(), index, FACTORIES["exact"])
+    tolerances.assert_close(method.influences(small.test), expected, tolerances.SOLVE)
+    with pytest.raises(WhenceError, match="an index of layer 'last', got one of several: conv"):
+        whence.RepresenterPointLJE(small.model("last"), index, FACTORIES["exact"])
+    with pytest.raises(WhenceError, match="an index with layers"):
+        whence.RepresenterPointLJE(small.model(["conv", "last"]), index, FACTORIES["exact"])
+    one = small.model("last").index(small.train)
+    with pytest.raises(WhenceError, match="an index with layers"):
+        whence.RepresenterPointLJE(small.model(), one, FACTORIES["exact"])
+    small.model().index(small.train, path=tmp_path / "index")
+    stored = whence.index.StoredIndex(tmp_path / "index")
+    with pytest.raises(WhenceError, match="seen on its first batch"):
+        whence.RepresenterPointLJE(small.model(), stored, FACTORIES["exact"])
+
+
+class InNewOrder(torch.utils.data.IterableDataset):
+    """Training samples with their numbers, in another order in each pass."""
+
+    def __init__(self, train):
+        self.train, self.passes = train, 0
+
+    def __iter__(self):
+        self.passes += 1
+        for i in np.random.default_rng(self.passes).permutation(N):
+            yield self.train[0][i], self.train[1][i], i
+
+
+def test_training_samples_are_recognised_in_any_order(small):
+    loader = torch.utils.data.DataLoader(InNewOrder(small.train), batch_size=7)
+    model = small.model(batch=("x", "y", "id"))
+    method = whence.RepresenterPointLJE(model, loader, FACTORIES["exact"])
+    values, _ = expected_lje(small, small.predicted[:N], slice(0, N))
+    found = method.suspects(k=None, score="self_influence")
+    tolerances.assert_close(found.scores, np.abs(np.diag(values))[found.ids], tolerances.SOLVE)

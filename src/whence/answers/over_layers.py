@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -118,12 +118,9 @@ class OverLayers:
 
     def _self_influences(self) -> np.ndarray:
         if self._self_influence_values is None:
-            parts = (
-                [self._own_losses()]
-                if self.rule.asks_about_loss
-                else list(self._of_training(self._own_outputs_moved))
-            )
-            self._self_influence_values: np.ndarray | None = np.concatenate(parts)
+            asks_loss = self.rule.asks_about_loss
+            values = self._own_losses() if asks_loss else self._of_training(self._own_outputs_moved)
+            self._self_influence_values: np.ndarray | None = values
         return self._self_influence_values
 
     def _own_losses(self) -> np.ndarray:
@@ -141,7 +138,7 @@ class OverLayers:
         return np.concatenate(parts)
 
     def _own_outputs_moved(
-        self, seen: Observation, batch: Batch, gradients: Rows, rows: slice
+        self, seen: Observation, batch: Batch, gradients: Rows, rows: np.ndarray
     ) -> np.ndarray:
         """Return ``|v_j(i, i)|`` of a batch of training samples."""
         u = as_numpy(self.layer.pre_activations(seen.phi))
@@ -156,11 +153,11 @@ class OverLayers:
             values = np.divide(np.abs(moved), norms, out=np.zeros_like(norms), where=norms > 0)
         return values if self.rule.factors is None else values * self._factors(rows)
 
-    def _factors(self, rows: slice) -> np.ndarray:
+    def _factors(self, rows: np.ndarray) -> np.ndarray:
         assert self.rule.factors is not None
         return np.concatenate([as_numpy(part) for part in self.rule.factors])[rows]
 
-    def _left_out(self, seen: Observation, batch: Batch, gradients: Rows, rows: slice) -> np.ndarray:
+    def _left_out(self, seen: Observation, batch: Batch, gradients: Rows, rows: np.ndarray) -> np.ndarray:
         """Return minus the margins of a batch of training samples, each without itself."""
         u = np.asarray(as_numpy(self.layer.pre_activations(seen.phi)), dtype=np.float64)
         n_outputs, n_samples = self.layer.n_outputs, self.index.n_samples
@@ -177,8 +174,11 @@ class OverLayers:
         of_rows = block.rows()
         return -as_numpy(block.mean_over_positions(self.layer.loss.margin(of_rows.phi, of_rows.target)))
 
-    def _of_training(self, function: Callable[..., np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield ``function(seen, batch, gradients, rows)`` of each batch of the training set, in order."""
+    def _of_training(self, function: Callable[..., np.ndarray]) -> np.ndarray:
+        """Return ``function(seen, batch, gradients, rows)`` of every stored sample.
+
+        They are recognised by their bytes, in whatever order they come; equal ones share their value.
+        """
         given = self.index.source
         if given is None or isinstance(given, Index):
             raise WhenceError(
@@ -188,20 +188,28 @@ class OverLayers:
                 "Make the method with the dataset, or rank by score='loss' or 'ridge'.",
             )
         opened = self.influence_model.open(given, "dataset")
-        start = 0
+        values = np.full(self.index.n_samples, np.nan)
         for batch in track(opened, "training samples", opened.n_batches, self.progress):  # type: ignore
             seen = self._observe(batch)  # type: ignore[attr-defined]
-            rows = slice(start, start + batch.n_samples)
-            gradients = self.index.take(np.arange(rows.start, rows.stop)).gradients
-            yield function(seen, batch, gradients, rows)
-            start = rows.stop
+            rows = self._training_set.rows(batch)  # type: ignore[attr-defined]
+            values[rows] = function(seen, batch, self.index.take(rows).gradients, rows)
+        values = values[self.index.first_rows(np.arange(len(values)))]
+        missing = int(np.isnan(values).sum())
+        if missing:
+            raise WhenceError(
+                "dataset",
+                "the same samples in every pass over the training set",
+                f"a pass without {missing} of them",
+                "Leave out what is drawn anew in each pass.",
+            )
+        return values
 
     def _suspicion(self, score: str, progress: bool | None) -> np.ndarray:
         if score != "leave_one_out":
             return self._of_one_layer("_suspicion")(score, progress)
         if self.rule.normalisation == "gradient":
             raise no_step_to_leave_out()
-        return np.concatenate(list(self._of_training(self._left_out)))
+        return self._of_training(self._left_out)
 
     # ------------------------------------------------------------------------------ storing
 

@@ -170,8 +170,14 @@ class InfluenceModel:
         WhenceError
             If there is no such layer, or it has other weights or another loss.
         """
-        adapter = self._adapter.with_lasting_name(index.identity["layer"])
-        other = self._with(adapter, adapter.layer_name)
+        layers = index.identity.get("layers")
+        if self._wanted is not None:
+            other = self.at_layer(self._wanted if isinstance(self._wanted, str) else list(self._wanted))
+        elif layers is not None:
+            other = self.at_layer(list(layers))
+        else:
+            adapter = self._adapter.with_lasting_name(index.identity["layer"])
+            other = self._with(adapter, adapter.layer_name)
         other.take(index)
         return other
 
@@ -183,10 +189,33 @@ class InfluenceModel:
         WhenceError
             If it is of another layer, other weights or another loss.
         """
+        self._refuse_other_layers(index)
         index.check(self.identity())
         if self._adapter.counts_classes:
             self._count_classes((as_numpy(block.target), None) for block in index)
         self._learn_from(index)
+
+    def _refuse_other_layers(self, index: Index) -> None:
+        """Raise if an index is of several layers and the model is wrapped at one; learn which they are."""
+        if self._wanted is None:
+            if index.identity.get("layers") is None:
+                return
+            raise WhenceError(
+                "dataset",
+                f"an index of layer {self.layer_name!r}",
+                f"one of several: {', '.join(index.identity['layers'])}",
+                "Wrap the model at these, InfluenceModel(model, [...]), or index the training set anew.",
+            )
+        if self.several is not None:
+            return
+        if index.source is None:
+            raise WhenceError(
+                "dataset",
+                "the training set, since the layers of a model are seen on its first batch",
+                "an index without it",
+                "Give the training set, and index_path= the index's folder: what is stored is kept.",
+            )
+        self.observe(next(iter(self.open(index.source))))
 
     def _open(self, adapter: Adapter) -> None:
         self._adapter = adapter
