@@ -14,6 +14,7 @@ from whence.answers.frames import (
     frame_cells,
     is_named,
     label_kind,
+    named_classes,
     pluralised,
     rows_by_id,
     to_frame,
@@ -58,7 +59,9 @@ class Explanation:
         ``-1`` where the values were turned so that positive speaks for the predicted class 0 of a
         single output, else ``1``.
     predictions : array of shape (T,) or (T, C)
-        Predicted class, tags of 0 and 1, or predicted values.
+        Predicted class, tags of 0 and 1, or predicted values. Classes are numbers from 0, in the order of
+        the outputs, here and in labels; ``about["class_names"]`` are the model's own names for them, where
+        it has others. Frames and pages give those.
     labels : array of shape (T,) or (T, C), or None
         Given labels of the explained samples, if there were any.
     pre_activations : array of shape (T,)
@@ -222,16 +225,18 @@ class Explanation:
         columns = {"sample": each(self.sample_ids)}
         if self.positions is not None:
             columns["position"] = each(self.positions)
-        columns["prediction"] = each(self.predictions)
+        columns["prediction"] = each(named_classes(self.predictions, self.about))
         if self.labels is not None:
-            columns["label"] = each(self.labels)
+            columns["label"] = each(named_classes(self.labels, self.about))
         sides = np.repeat(np.asarray(["supporter", "opponent"], dtype=object), k)
         return columns | {
             "output": each(self.outputs),
             "side": frame_cells(np.tile(sides, n_samples)),
             "rank": np.tile(np.arange(1, k + 1), 2 * n_samples),
             "training_id": both(self.ids, self.opponent_ids),
-            "training_label": both(self.training_labels, self.opponent_labels),
+            "training_label": both(
+                *(named_classes(some, self.about) for some in (self.training_labels, self.opponent_labels))
+            ),
             "value": both(self.values, self.opponent_values),
             "share": both(self.shares, self.opponent_shares),
         }

@@ -19,6 +19,7 @@ __all__ = [
     "frame_cells",
     "is_named",
     "label_kind",
+    "named_classes",
     "pluralised",
     "rows_by_id",
     "to_frame",
@@ -93,6 +94,20 @@ def frame_cells(values: np.ndarray) -> Any:
 def label_kind(about: Mapping[str, Any], predictions: np.ndarray) -> str:
     """Return the kind of labels and predictions: ``"class"``, ``"tags"`` or ``"value"``."""
     return str(about.get("label_kind", "value" if predictions.dtype.kind == "f" else "class"))
+
+
+def named_classes(labels: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
+    """Return labels or predictions as the user calls classes, where the model knows names of its own.
+
+    Examples
+    --------
+    >>> named_classes(np.asarray([1, 0]), {"label_kind": "class", "class_names": ["no", "yes"]}).tolist()
+    ['yes', 'no']
+    """
+    names = about.get("class_names")
+    if names is None or about.get("label_kind") != "class" or labels.dtype.kind not in "iu":
+        return labels
+    return np.asarray(names)[labels]
 
 
 def rows_by_id(key: Any, names: np.ndarray, answer: str, noun: str) -> Any:

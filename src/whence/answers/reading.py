@@ -133,9 +133,12 @@ class Scorer:
         """Return what results say beyond that: the model's name, and what came out on the way.
 
         ``decomposes_prediction`` is whether the values of all training samples sum to a prediction;
-        ``label_kind`` is what labels and predictions are: ``"class"``, ``"tags"`` or ``"value"``.
+        ``label_kind`` is what labels and predictions are: ``"class"``, ``"tags"`` or ``"value"``;
+        ``class_names`` what the user calls classes, where that is something else than their numbers.
         """
+        names = self.influence_model.class_names
         return {
+            **({} if names is None else {"class_names": names}),
             "model": self.influence_model.model_name,
             "decomposes_prediction": self.rule.decomposes_prediction,
             "label_kind": self.layer.loss.label_kind(self.layer.n_outputs),
@@ -148,7 +151,9 @@ class Scorer:
         settings: dict[str, Any] = {
             "class": rule.name,
             "arguments": {**rule.arguments(), "label": self.label},
-            "layer": describe_layer(self.layer, model.lasting_name, model.model_name),
+            "layer": describe_layer(
+                self.layer, model.lasting_name, model.model_name, model.class_names
+            ),
         }
         state = {"theta": as_numpy(self.layer.theta)}
         if rule.solver is not None:

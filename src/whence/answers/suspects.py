@@ -14,6 +14,7 @@ from whence.answers.frames import (
     frame_cells,
     is_named,
     label_kind,
+    named_classes,
     pluralised,
     rows_by_id,
     to_frame,
@@ -96,8 +97,8 @@ class Suspects:
         return {
             "id": frame_cells(self.ids),
             "score": self.scores,
-            "label": frame_cells(self.labels),
-            "prediction": frame_cells(self.predictions),
+            "label": frame_cells(named_classes(self.labels, self.about)),
+            "prediction": frame_cells(named_classes(self.predictions, self.about)),
         }
 
     def save_html(

@@ -178,6 +178,11 @@ class Adapter(ABC):
         return None
 
     @property
+    def class_names(self) -> list[Any] | None:
+        """What the user calls the classes, in their order, where the model knows; ``None`` where not."""
+        return None
+
+    @property
     def counts_classes(self) -> bool:
         """Whether :meth:`class_weights` needs :meth:`count_classes` of the training set first."""
         return False

@@ -239,6 +239,12 @@ class InfluenceModel:
         return f"{name} ({kind})" if isinstance(name, str) and name else kind
 
     @property
+    def class_names(self) -> list[Any] | None:
+        """What the user calls the classes, if that is something else than 0, 1, ... and the model knows."""
+        names = self._adapter.class_names
+        return None if names is None or names == list(range(len(names))) else names
+
+    @property
     def layer_name(self) -> str:
         """The target layer's name."""
         return self._adapter.layer_name

@@ -63,7 +63,9 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def describe_layer(layer: LinearLayer, name: str, model_name: str) -> dict[str, Any] | None:
+def describe_layer(
+    layer: LinearLayer, name: str, model_name: str, class_names: list[Any] | None = None
+) -> dict[str, Any] | None:
     """Return what it takes to make a layer again but for its weights; None for other losses than ours."""
     loss = layer.loss
     fields: tuple[Any, ...] = dataclasses.fields(loss) if dataclasses.is_dataclass(loss) else ()
@@ -77,6 +79,7 @@ def describe_layer(layer: LinearLayer, name: str, model_name: str) -> dict[str, 
         "l2": float(layer.l2),
         "bias_l2": float(layer.bias_l2),
         "loss": described,
+        **({} if class_names is None else {"class_names": class_names}),
     }
 
 
@@ -142,6 +145,11 @@ class _StoredLayer(Adapter):
         kernel, bias = (theta[:-1], theta[-1]) if description["has_bias"] else (theta, None)
         self._weights = Weights(kernel, bias, description["l2"], description["bias_l2"])
         self._loss = loss
+        self._class_names: list[Any] | None = description.get("class_names")
+
+    @property
+    def class_names(self) -> list[Any] | None:
+        return self._class_names
 
     def with_layer(self, layer: int | str) -> Adapter:
         return self

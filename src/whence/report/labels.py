@@ -37,7 +37,7 @@ class Wording:
     kind : {"class", "tags", "value"}
         See :attr:`whence.Explanation.label_kind`.
     class_names : sequence of str, optional
-        Names of the classes, or of the outputs.
+        Names of the classes, or of the outputs. By default those that the model knows, if any.
     is_about_loss : bool
         Whether values are about the loss of the explained samples.
 
@@ -56,6 +56,8 @@ class Wording:
     @classmethod
     def of(cls, answer: Any, class_names: Sequence[str] | None) -> Wording:
         """Return the words for an :class:`~whence.Explanation` or :class:`~whence.Suspects`."""
+        if class_names is None:  # those that the model knows
+            class_names = answer.about.get("class_names")
         names = None if class_names is None else listed_names(class_names, "class_names", "every class")
         return cls(answer.label_kind, names, answer.about.get("effect_on") == "loss")
 

@@ -224,6 +224,10 @@ class EstimatorAdapter(Adapter):
         return numbers.astype(np.int64)
 
     @property
+    def class_names(self) -> list[Any] | None:
+        return None if self._classes is None else np.asarray(self._classes).tolist()
+
+    @property
     def counts_classes(self) -> bool:
         return isinstance(self._by_class, Counted)
 
