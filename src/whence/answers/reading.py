@@ -151,9 +151,7 @@ class Scorer:
         settings: dict[str, Any] = {
             "class": rule.name,
             "arguments": {**rule.arguments(), "label": self.label},
-            "layer": describe_layer(
-                self.layer, model.lasting_name, model.model_name, model.class_names
-            ),
+            "layer": describe_layer(self.layer, model.lasting_name, model.model_name, model.class_names),
         }
         state = {"theta": as_numpy(self.layer.theta)}
         if rule.solver is not None:
