@@ -70,8 +70,8 @@ def _boosting_margin(model: Any, x: Any) -> np.ndarray:
         margin = np.asarray(model.decision_function(x), dtype=np.float64)
     else:
         margin = np.asarray(model.predict(x), dtype=np.float64)
-        if model.loss == "poisson":
-            margin = np.log(margin)  # the one link that is not the identity
+        if model.loss in ("poisson", "gamma"):
+            margin = np.log(margin)  # the links that are not the identity
     return margin.reshape(len(margin), -1)
 
 

@@ -59,7 +59,7 @@ class LightGBMAdapter(TreeAdapter):
         _refuse_unknown(model, text, parameters)
         found = re.search(r"^objective=(.*)$", text, flags=re.MULTILINE)
         objective = found.group(1) if found else "custom"
-        loss = _loss_of(model, objective, loss_function)
+        loss = _loss_of(model, objective, parameters, loss_function)
         n_outputs = booster.num_model_per_iteration()
         against_rest = objective.startswith("multiclassova")
         names = np.asarray(model.classes_) if is_wrapper and hasattr(model, "classes_") else None
@@ -127,7 +127,15 @@ def _refuse_unknown(model: Any, text: str, parameters: dict[str, str]) -> None:
         raise refuse(model, "reg_sqrt=True", "Train it on the square roots of the targets yourself.")
 
 
-def _loss_of(model: Any, objective: str, loss_function: Any) -> Loss:
+#: The settings of objectives: what LightGBM calls them, and what they are called here.
+SETTINGS = {
+    "huber": ("alpha", "delta"),
+    "fair": ("fair_c", "scale"),
+    "tweedie": ("tweedie_variance_power", "power"),
+}
+
+
+def _loss_of(model: Any, objective: str, parameters: dict[str, str], loss_function: Any) -> Loss:
     loss = given_loss(loss_function)
     if loss is not None:
         return loss
@@ -136,7 +144,8 @@ def _loss_of(model: Any, objective: str, loss_function: Any) -> Loss:
         raise refuse(model, f"objective {objective!r}", "Train it with sigmoid=1.")
     found = loss_named("lightgbm", kind)
     if found is not None:
-        return found.made({})
+        theirs, ours = SETTINGS.get(kind, ("", ""))
+        return found.made({ours: float(parameters[theirs])} if theirs in parameters else {})
     what = "an objective of your own" if kind == "custom" else f"objective {kind!r}"
     raise refuse_objective(model, what, losses_of("lightgbm"))
 

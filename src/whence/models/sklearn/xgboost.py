@@ -67,7 +67,8 @@ class XGBoostAdapter(TreeAdapter):
         _refuse_unknown(model, content)
         objective = content["objective"]["name"]
         custom = is_wrapper and callable(getattr(model, "objective", None))
-        loss = _loss_of(model, custom or _is_untold(objective, parameters), objective, loss_function)
+        is_custom = custom or _is_untold(objective, parameters)
+        loss = _loss_of(model, is_custom, content["objective"], loss_function)
         leaves = _leaves_of(content["gradient_booster"], self._range[1], int(parameters["num_class"]))
         n_outputs = leaves.theta.shape[1]
         trees = _trees_of(content["gradient_booster"])["trees"]
@@ -186,15 +187,23 @@ def _is_untold(objective: str, parameters: dict[str, Any]) -> bool:
     )
 
 
-def _loss_of(model: Any, is_custom: bool, objective: str, loss_function: Any) -> Loss:
-    loss = given_loss(loss_function)
+#: The settings of objectives: where XGBoost keeps them, and what they are called here.
+SETTINGS = {
+    "reg:tweedie": ("tweedie_regression_param", "tweedie_variance_power", "power"),
+    "reg:pseudohubererror": ("pseudo_huber_param", "huber_slope", "delta"),
+}
+
+
+def _loss_of(model: Any, is_custom: bool, kept: dict[str, Any], loss_function: Any) -> Loss:
+    loss, objective = given_loss(loss_function), kept["name"]
     if loss is not None:
         return loss
     found = loss_named("xgboost", objective)
     if is_custom or found is None:
         what = "an objective of your own" if is_custom else f"objective={objective!r}"
         raise refuse_objective(model, what, losses_of("xgboost"))
-    return found.made({})
+    where, theirs, ours = SETTINGS.get(objective, ("", "", ""))
+    return found.made({ours: float(kept[where][theirs])} if where else {})
 
 
 def _trees_of(gradient_booster: dict[str, Any]) -> dict[str, Any]:
