@@ -1,9 +1,11 @@
 """What all tests share. No framework is imported here: each test brings the ones that it needs."""
 
 import os
+from collections import defaultdict
 
 import numpy as np
 import pytest
+from covering import covering
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -28,6 +30,20 @@ def pytest_cmdline_main(config):
 
 def _not_said(config, option):
     return getattr(config.option, option, 0) is None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as slow what ``pairwise`` leaves out, before ``-m`` is looked at."""
+    tables = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("pairwise") and not item.get_closest_marker("slow"):
+            tables[item.nodeid.split("[")[0]].append(item)
+    for cases in tables.values():
+        # A value of a parameter is one object in all its cases, and need not be hashable.
+        chosen = covering([tuple(id(value) for value in case.callspec.params.values()) for case in cases])
+        for position in set(range(len(cases))).difference(chosen):
+            cases[position].add_marker(pytest.mark.slow)
 
 
 def _refuse_skip(report):

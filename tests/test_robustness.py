@@ -85,6 +85,7 @@ def references():
     return {}
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", DATA)
@@ -105,6 +106,7 @@ def test_solvers_agree_with_sixty_digits_or_refuse(name, solver, dtype, referenc
     assert_close(solution.value[0], references[key], tolerance)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", DATA)
 def test_residuals_keep_their_digits_where_samples_are_fitted(name, dtype):

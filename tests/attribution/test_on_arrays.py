@@ -63,6 +63,7 @@ def test_expanded_weights(head):
     assert lje.relative_residual < 1e-10
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("solver", ["exact", "conjugate gradient", "Woodbury"])
 def test_values_and_their_sum(head, solver):
     head.factory = {
@@ -81,6 +82,7 @@ def test_values_and_their_sum(head, solver):
         assert_close(lje.influences(head.new, outputs=output), every[:, :, output] * signs, SOLVE)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("label", ["predicted", "given"])
 def test_self_influence(head, label):
     outputs = head.outputs(head.phi)
@@ -118,6 +120,7 @@ def test_both_ends_of_the_values(head):
         np.testing.assert_array_equal(np.concatenate([x for _, _, x in parts]), X[rows])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("epsilon", [1e-5, 0.5])
 def test_the_printed_formula(head, epsilon):
     lje = lje_of(head, step_size=STEP, decomposition="elementwise", epsilon=epsilon)
@@ -174,6 +177,7 @@ def moves_of(head):
     return np.stack([head.dense.solve(g) for g in head.dense.gradients])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("effect_on", ["loss", "pre_activation"])
 @pytest.mark.parametrize("normalisation", [None, "loss", "parameters"])
 def test_influence_functions(head, effect_on, normalisation):
@@ -190,6 +194,7 @@ def test_influence_functions(head, effect_on, normalisation):
     assert_close(values_of(method, head), -np.einsum("tdc,ndc->tn", of, moves) / (N * scale), SOLVE)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("effect_on", ["loss", "pre_activation"])
 def test_leverage_is_a_newton_step_without_the_sample(head, effect_on):
     dense = head.dense
@@ -204,6 +209,7 @@ def test_leverage_is_a_newton_step_without_the_sample(head, effect_on):
     assert_close(values_of(method, head), -np.einsum("tdc,ndc->tn", of, np.stack(moves)) / N, SOLVE)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("effect_on", ["loss", "pre_activation"])
 @pytest.mark.parametrize("kind", [whence.GradientDotProduct, whence.GradientCosine])
 def test_gradients(head, effect_on, kind):
@@ -221,6 +227,7 @@ def test_gradients(head, effect_on, kind):
     assert_close(method.explain(head.new).totals, expected.sum(axis=1) * signs, SOLVE)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("fit_to", ["labels", "predictions"])
 def test_representer_points_of_an_l2_refit(head, fit_to):
     l2 = 0.02
@@ -268,6 +275,7 @@ def test_feature_similarity_and_loss():
 # ------------------------------------------------------------------------------------ invariances
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("size", [1, 7, N])
 def test_the_batch_size_changes_nothing(case, size):
     head = Head(case)

@@ -29,6 +29,7 @@ def solved(problem, damping, matrices, **l2):
     return np.stack([dense.solve(matrix) for matrix in matrices])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("damping", [1e-1, 1e-3, 1e-5])
 def test_solve(name, damping, dtype, xp):
@@ -54,6 +55,7 @@ def test_solve(name, damping, dtype, xp):
     assert solution.relative_residual < tolerance
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
 def test_the_layer_s_own_l2_is_part_of_the_system(name, has_bias, xp):
     problem = problems.problem(name, has_bias)
@@ -64,6 +66,7 @@ def test_the_layer_s_own_l2_is_part_of_the_system(name, has_bias, xp):
     assert_close(as_numpy(ihvp.product(xp.asarray(solution))), right, SOLVE)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("damping", [1e-3, 0.0])
 def test_self_products_and_leverages(name, damping, xp):
     problem = problems.problem(name, weighted=True)
@@ -101,6 +104,7 @@ def test_pieces_and_blocks_of_any_size_give_the_same(name, monkeypatch):
     assert_close(pieces.self_products(block.phi, r, outputs), chosen, SOLVE)
 
 
+@pytest.mark.pairwise
 def test_no_samples_and_no_right_hand_sides(name, xp):
     problem = problems.problem(name)
     ihvp = ExactIHVP(problem.layer(xp), problem.blocks(xp), 1e-3)
@@ -125,6 +129,7 @@ def test_built_once_and_used_by_every_call():
     np.testing.assert_array_equal(right, before)
 
 
+@pytest.mark.pairwise
 def test_without_damping_the_pseudo_inverse_is_taken(name, xp):
     problem = problems.problem(name, weighted=True)
     # A feature that is always zero makes every loss singular, softmax once more by itself.
@@ -160,6 +165,7 @@ def test_a_cutoff_leaves_out_what_is_below_it():
         np.testing.assert_allclose(value.ravel(), expected, rtol=1e-12)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("damping", [1e-1, 1e-5, 0.0])
 def test_condition(name, damping, xp):
     problem = problems.problem(name)
@@ -187,6 +193,7 @@ def test_condition_of_a_large_layer(rng):
     assert ihvp.condition.smallest == pytest.approx(0.5, rel=LANCZOS)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("damping", [0.0, 1e-5, 1e-2])
 @pytest.mark.parametrize("name", ["Welsch", "Welsch, one output"])
 def test_an_indefinite_hessian_is_named_with_its_smallest_eigenvalue(name, damping, xp):
@@ -250,6 +257,7 @@ def test_a_system_that_does_not_tell_its_memory_has_enough(error, monkeypatch):
     assert exact.memory_bytes() == np.inf
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", ["softmax", "sigmoids", "squared"])
 @pytest.mark.parametrize(
     ("dtype", "damping", "assembled"),
@@ -292,6 +300,7 @@ def test_features_of_large_norm_are_assembled_in_float64():
     assert_close(ihvp.solve(right.astype(np.float32)).value, expected, tolerances.FLOAT32)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("shape", [(5, 3), (2, 3, 5), (1, 5), (15,), (), (1, 1, 5, 3), (2, 4, 3)])
 def test_right_hand_sides_of_the_wrong_shape_are_named(shape, xp):
     problem = problems.problem("softmax")

@@ -73,6 +73,7 @@ def norm(columns, matrix=None):
     return np.sqrt(np.sum(columns * images, axis=0))
 
 
+@pytest.mark.pairwise
 @table
 @dtypes
 @biases
@@ -95,6 +96,7 @@ def test_iterative_solvers_keep_their_tolerance(solver, loss, has_bias, dtype, d
     assert (norm(x - dense.inverse @ b) <= bound * norm(b) / smallest + SOLVE * norm(x)).all()
 
 
+@pytest.mark.pairwise
 @table
 @biases
 @losses
@@ -105,6 +107,7 @@ def test_the_exact_solver_is_exact(loss, has_bias, damping):
     assert_close(dense.damped @ flat_rows(solution.value), flat_rows(right), FLOAT64)
 
 
+@pytest.mark.pairwise
 @table
 @dtypes
 @biases
@@ -130,6 +133,7 @@ def test_kronecker_is_off_by_no_more_than_it_states(solver, loss, has_bias, dtyp
         assert bound > 1e-3  # these are approximations, and say so
 
 
+@pytest.mark.pairwise
 @biases
 @losses
 def test_corrected_eigenvalues_are_the_hessian_s_diagonal(loss, has_bias):
@@ -140,6 +144,7 @@ def test_corrected_eigenvalues_are_the_hessian_s_diagonal(loss, has_bias):
     assert_close(factors.eigenvalues.T.ravel(), diagonal, SOLVE)
 
 
+@pytest.mark.pairwise
 @solvers
 @pytest.mark.parametrize("loss", ["softmax", "sigmoids", "squared", "pseudo-Huber, dense"])
 def test_self_products_and_leverages(solver, loss):
@@ -163,6 +168,7 @@ def test_self_products_and_leverages(solver, loss):
     assert_close(chosen, moved[np.arange(problems.N), outputs], 50 * promised)
 
 
+@pytest.mark.pairwise
 @solvers
 def test_every_namespace(solver, xp):
     problem, layer, blocks, _ = case("softmax")
@@ -491,6 +497,7 @@ def test_gauss_newton_of_a_convex_loss_is_the_hessian(loss):
     )
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("solver", [name for name in EVERY if name != "exact"])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoids", "squared"])
 def test_no_damping_and_a_singular_hessian(solver, loss):
@@ -513,6 +520,7 @@ def test_no_damping_and_none_needed(solver):
     assert ihvp.solve(problem.matrices()).converged
 
 
+@pytest.mark.pairwise
 @solvers
 @pytest.mark.parametrize("shape", [(5, 3), (2, 5, 2), (2, 3, 5), (1, 2, 5, 3)])
 def test_right_hand_sides_of_the_wrong_shape(solver, shape):

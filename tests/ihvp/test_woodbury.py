@@ -46,6 +46,7 @@ class Wide:
             yield Block(phi, self.target[rows], weight)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize(("n_outputs", "loss"), [(1, BinaryCrossEntropy()), (3, SoftmaxCrossEntropy())])
@@ -70,6 +71,7 @@ def test_more_features_than_samples(n_outputs, loss, sparse, weighted, rng):
     )
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("loss", problems.CONVEX)
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
 def test_every_loss_against_dense_linear_algebra(loss, has_bias, rng):

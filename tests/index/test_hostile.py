@@ -120,6 +120,7 @@ def npy(array, allow_pickle=False):
 ELSEWHERE = ["../thesis.npy", "/etc/passwd", "method/../x", "..", ".", "", "a\\b", "C:x", "x\0y", 3, None]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", ELSEWHERE)
 @pytest.mark.parametrize("record", ["manifest.json", "method.json", "shard-00000.json"])
 def test_a_record_that_names_files_elsewhere_is_refused(record, name, made, folder):
@@ -186,6 +187,7 @@ class Trap:
         return Path.touch, (self.trace,)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     "name",
     ["fingerprint-00000.npy", "target-00000.npy", "theta.npy", "factor-0.npy", "coefficients-00000.npy"],

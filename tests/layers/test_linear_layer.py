@@ -38,6 +38,7 @@ def problem(name, has_bias, weighted):
     return problems.problem(name, has_bias, weighted)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_derivatives_match_the_reference(problem, xp, dtype):
     layer, block, blocks = problem.layer(xp, dtype), problem.block(xp, dtype), problem.blocks(xp, dtype)
@@ -127,6 +128,7 @@ def test_kept_curvatures_give_the_same_product(name):
     assert_close(actual, layer.hessian_product(blocks, vectors, DAMPING), FLOAT64)
 
 
+@pytest.mark.pairwise
 def test_inputs_are_left_as_they_were(name, xp):
     problem = problems.problem(name, weighted=True)
     layer, block = problem.layer(xp), problem.block(xp)
@@ -225,6 +227,7 @@ def test_the_layout_is_output_by_output(xp):
     np.testing.assert_array_equal(as_numpy(outer), [[2, 3, 20, 30]])
 
 
+@pytest.mark.pairwise
 def test_gauss_newton_cuts_the_negative_curvature_of_every_sample(name, xp):
     problem = problems.problem(name, weighted=True)
     dense = problem.dense()

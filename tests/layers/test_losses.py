@@ -68,6 +68,7 @@ def case(request):
     return loss, function, u, target, reference.rows(target, n_outputs)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_value_residual_and_curvature_match_differentiation(case, xp, dtype):
     loss, function, u, target, rows = case

@@ -59,6 +59,7 @@ SINGLE = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("squeeze", SQUEEZES)
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_single_output_however_it_is_shaped(name, squeeze):
@@ -106,6 +107,7 @@ def centred(output, target):
     return F.mse_loss(output[:, 0], target - target.to(output.dtype).mean(), reduction="none")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("loss", [balanced, normalised, contrastive, centred])
 @pytest.mark.parametrize("sizes", [[24], [1, 23], [1] * 24, [8, 8, 8]], ids=str)
 def test_losses_that_mix_samples_are_refused(loss, sizes):

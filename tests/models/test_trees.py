@@ -273,6 +273,7 @@ def test_class_weights_are_those_that_lightgbm_trained_with(case):
     assert_close(wrapped.layer.theta[:-1, 0], expected, 1e-5)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("given", ["nonsense", {7: 1.0}, [1.0, 2.0, 3.0], [1.0, -1.0], [[1.0], "x"]])
 @pytest.mark.parametrize("make", [xgboost, lightgbm, lambda: GradientBoostingClassifier(n_estimators=2)])
 def test_class_weights_that_are_none(make, given):
@@ -302,6 +303,7 @@ RELOADED = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("case", RELOADED)
 @pytest.mark.parametrize(("l2", "l1"), [(1.0, 0.0), (60.0, 0.0), (3.0, 1.5)])
 def test_penalties_survive_a_file_that_does_not_keep_them(case, l2, l1, tmp_path):

@@ -174,6 +174,7 @@ def test_gallery_by_position_and_by_id():
     assert Gallery(["text"], "samples").pixels(0) is None
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("wrong", [3, -1, "a"])
 @pytest.mark.parametrize("samples", [["x", "y", "z"], {0: "x"}, np.zeros((3, 2))])
 def test_gallery_without_that_sample(samples, wrong):
