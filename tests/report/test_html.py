@@ -425,3 +425,15 @@ def test_suspects_in_a_frame_are_shown_with_its_columns(suspects):
         (("age", "40"), ("town", "Bonn")),
         (("age", "66"), ("town", "Jena")),
     ]
+
+
+def test_notes_stand_beside_training_samples(explanation, suspects, tmp_path):
+    notes = {4: "was 9 <b>"}
+    page = Checked(
+        explanation.save_html(tmp_path / "a.html", suspects=suspects, notes=notes).read_text("utf-8")
+    )
+    assert page.text.count("was 9 <b>") == 3  # on both predictions, and in the table
+    assert "was 9" in Checked(suspects.save_html(tmp_path / "b.html", notes=notes).read_text("utf-8")).text
+    for answer in (explanation, suspects):
+        with pytest.raises(WhenceError, match="notes: expected a few words"):
+            answer.save_html(tmp_path / "c.html", notes=["was 9"])

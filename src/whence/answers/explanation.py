@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -289,6 +289,7 @@ class Explanation:
         class_names: Sequence[str] | None = None,
         column_names: Sequence[str] | None = None,
         suspects: Suspects | None = None,
+        notes: Mapping[Any, str] | None = None,
         title: str = "Where these predictions come from",
     ) -> Path:
         """Write a self-contained HTML page: each prediction with its supporters and opponents.
@@ -309,6 +310,8 @@ class Explanation:
             The columns of arrays of rows.
         suspects : Suspects, optional
             Doubtful labels of the same training set, as a table below the predictions.
+        notes : mapping, optional
+            A few words on some training samples, by id, set apart as marks.
         title : str
 
         Returns
@@ -330,6 +333,7 @@ class Explanation:
             class_names=class_names,
             column_names=column_names,
             suspects=suspects,
+            notes=notes,
             title=title,
         )
         return page.save(path)

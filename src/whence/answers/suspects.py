@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ class Suspects:
         *,
         training_samples: Any = None,
         class_names: Sequence[str] | None = None,
+        notes: Mapping[Any, str] | None = None,
         title: str = "Labels to look at first",
     ) -> Path:
         """Write a self-contained HTML page with the suspects as a table to sort, filter and export.
@@ -119,6 +120,8 @@ class Suspects:
             The training samples as a person should see them: in the order of the training set where ids
             are positions, else a mapping by id.
         class_names : sequence of str, optional
+        notes : mapping, optional
+            A few words on some training samples, by id, in a column of their own.
         title : str
 
         Returns
@@ -127,7 +130,7 @@ class Suspects:
             The file.
         """
         page = view_of("suspects", "html")(
-            self, training_samples=training_samples, class_names=class_names, title=title
+            self, training_samples=training_samples, class_names=class_names, notes=notes, title=title
         )
         return page.save(path)
 

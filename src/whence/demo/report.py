@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,9 @@ import numpy as np
 from whence.answers.explanation import Explanation
 from whence.answers.suspects import Suspects
 from whence.demo.digits import Digits
-from whence.report.html import how_to_read, prediction_cards, summary_of
+from whence.report.html import explanation_page
 from whence.report.numbers import number
 from whence.report.page import Column, Fact, Page, Section, Table
-from whence.report.suspects import suspects_table
 
 __all__ = ["CHECKED", "DEMO_SCORES", "Completeness", "DemoResult", "demo_page"]
 
@@ -91,46 +90,37 @@ def demo_page(
     """Return the page that the demo writes."""
     paper = 1 - digits.train_images  # ink on paper, as a person would see it
     notes = {int(i): f"was {digits.true_labels[i]}" for i in np.flatnonzero(digits.is_wrong).tolist()}
-    cards = prediction_cards(
+    page = explanation_page(
         explanation,
         samples=(1 - digits.test_images)[explanation.sample_ids],
         training_samples=paper,
+        suspects=suspects[: result.n_checked[1]],
         notes=notes,
+        title="Which training images do these predictions come from?",
         sample_noun="test image",
         training_noun="training image",
     )
-    table = suspects_table(
-        suspects,
-        training_samples=paper,
-        notes=notes,
-        notes_title="Changed by the demo",
-        k=result.n_checked[1],
+    predictions, doubtful = page.sections
+    which = (
+        f"The first half of these {len(explanation)} are the test images on which the network decides most "
+        "narrowly, the second half were drawn at random. Where the demo changed the label of a training "
+        "image, a mark says what it was before."
     )
-    return Page(
-        "Which training images do these predictions come from?",
-        lead=[
-            f"A small convolutional network learned to read digits from {result.n_training:,} images. "
-            f"Before the training, {result.n_wrong} of their labels, one in ten, were replaced by wrong "
-            "ones. This page shows what its predictions come from, and how many of the wrong labels come "
-            "to light.",
-        ],
+    lead = (
+        f"A small convolutional network learned to read digits from {result.n_training:,} images. Before "
+        f"the training, {result.n_wrong} of their labels, one in ten, were replaced by wrong ones. This "
+        "page shows what its predictions come from, and how many of the wrong labels come to light."
+    )
+    return replace(
+        page,
+        lead=[lead],
         facts=_facts(result),
         sections=[
-            Section(
-                "Predictions",
-                [
-                    how_to_read(explanation),
-                    f"The first half of these {len(explanation)} are the test images on which the network "
-                    "decides most narrowly, the second half were drawn at random. Where the demo changed "
-                    "the label of a training image, a mark says what it was before.",
-                ],
-                cards,
-            ),
-            _detection_section(result, table),
+            replace(predictions, paragraphs=[*predictions.paragraphs, which], notes=()),
+            _detection_section(result, doubtful),
             _completeness_section(result),
         ],
         about=explanation.about | {"seed": seed},
-        summary=summary_of(explanation.about),
     )
 
 
@@ -161,7 +151,7 @@ def _facts(result: DemoResult) -> list[Fact]:
     ]
 
 
-def _detection_section(result: DemoResult, suspects: Table) -> Section:
+def _detection_section(result: DemoResult, doubtful: Section) -> Section:
     def row(name: str, counts: Sequence[int]) -> list[str]:
         return [name, *(f"{count} ({count / result.n_wrong:.0%})" for count in counts)]
 
@@ -187,7 +177,7 @@ def _detection_section(result: DemoResult, suspects: Table) -> Section:
                 [Column("Ranked by"), *(Column(head, numeric=True) for head in heads)],
                 rows,
             ),
-            suspects,
+            *doubtful.tables,
         ],
     )
 

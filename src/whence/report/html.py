@@ -17,7 +17,7 @@ from whence.report.names import visible
 from whence.report.numbers import number, percentage
 from whence.report.page import Card, Contribution, Fact, Page, Section, Side, Table
 from whence.report.pictures import Gallery
-from whence.report.samples import checked_samples, n_samples
+from whence.report.samples import check_notes, checked_samples, n_samples
 from whence.report.suspects import suspects_table
 from whence.report.tables import Comparison, is_tabular, neighbours_table
 
@@ -53,6 +53,7 @@ def prediction_cards(
         Nouns for a sample, in the singular.
     """
     wording = Wording.of(explanation, class_names)
+    check_notes(notes)
     samples = checked_samples(samples, "samples")
     training_samples = checked_samples(training_samples, "training_samples")
     comparison = None
@@ -177,17 +178,27 @@ def explanation_page(
     class_names: Sequence[str] | None = None,
     column_names: Sequence[str] | None = None,
     suspects: Suspects | None = None,
+    notes: Mapping[Any, str] | None = None,
     title: str = "Where these predictions come from",
+    sample_noun: str = "sample",
+    training_noun: str = "training sample",
 ) -> Page:
     """Return a page of its own for an explanation; see :meth:`whence.Explanation.save_html`."""
-    shown = {"training_samples": training_samples, "class_names": class_names}
-    cards = prediction_cards(explanation, samples=samples, column_names=column_names, **shown)
+    shown = {"training_samples": training_samples, "class_names": class_names, "notes": notes}
+    cards = prediction_cards(
+        explanation,
+        samples=samples,
+        column_names=column_names,
+        sample_noun=sample_noun,
+        training_noun=training_noun,
+        **shown,
+    )
     n_samples = explanation.about.get("n_samples")
     among = f" among {n_samples:,} training samples" if n_samples else ""
     lead = f"The strongest supporters and opponents of {len(explanation):,} predictions{among}."
     sums = len(explanation) > 0 and explanation.decomposes_prediction
-    notes = [_completeness(explanation)] if sums else []
-    sections = [Section("Predictions", [how_to_read(explanation)], cards, notes=notes)]
+    below = [_completeness(explanation)] if sums else []
+    sections = [Section("Predictions", [how_to_read(explanation)], cards, notes=below)]
     if suspects is not None:
         if not isinstance(suspects, Suspects):
             raise WhenceError("suspects", "what suspects() returns", described(suspects), "Leave it out.")
@@ -202,10 +213,13 @@ def suspects_page(
     *,
     training_samples: Any = None,
     class_names: Sequence[str] | None = None,
+    notes: Mapping[Any, str] | None = None,
     title: str = "Labels to look at first",
 ) -> Page:
     """Return a page of its own for suspects; see :meth:`whence.Suspects.save_html`."""
-    table = suspects_table(suspects, training_samples=training_samples, class_names=class_names)
+    table = suspects_table(
+        suspects, training_samples=training_samples, class_names=class_names, notes=notes
+    )
     sections = [_suspects_section(table, "Suspects")]
     return Page(title, sections=sections, about=suspects.about, summary=summary_of(suspects.about))
 

@@ -9,7 +9,7 @@ from whence._errors import WhenceError, described
 from whence.arrays.base import as_numpy
 from whence.data.tables import is_table
 
-__all__ = ["checked_samples", "listed_names", "n_samples"]
+__all__ = ["check_notes", "checked_samples", "listed_names", "n_samples"]
 
 #: Packages whose objects without a dtype are datasets, whose elements are more than a sample.
 OF_DATASETS = {"datasets", "keras", "tensorflow", "torch"}
@@ -44,6 +44,15 @@ def checked_samples(samples: Any, argument: str) -> Any:
     if rows.ndim == 0:
         raise _no_samples(argument, described(samples))
     return rows
+
+
+def check_notes(notes: Any) -> None:
+    """Raise unless notes are words by id, or ``None``."""
+    if notes is None or isinstance(notes, Mapping):
+        return
+    raise WhenceError(
+        "notes", "a few words on some training samples, by id", described(notes), "Pass a dict."
+    )
 
 
 def n_samples(samples: Any) -> int:

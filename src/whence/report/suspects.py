@@ -13,7 +13,7 @@ from whence.report.names import visible
 from whence.report.numbers import number
 from whence.report.page import Cell, Column, Table
 from whence.report.pictures import Gallery, Picture, picture_of
-from whence.report.samples import checked_samples
+from whence.report.samples import check_notes, checked_samples
 from whence.report.tables import Rows, is_tabular
 
 __all__ = ["suspects_table"]
@@ -42,6 +42,7 @@ def suspects_table(
     k : int, optional
     """
     shown = len(suspects) if k is None else min(k, len(suspects))
+    check_notes(notes)
     training_samples = checked_samples(training_samples, "training_samples")
     picture = _pictures(training_samples)
     score = SCORE_NAMES.get(suspects.score, suspects.score)
