@@ -107,8 +107,9 @@ def named_classes(labels: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
     names = about.get("class_names")
     if names is None or about.get("label_kind") != "class" or labels.dtype.kind not in "iu":
         return labels
-    named = np.asarray(names)[labels]
-    return named if (labels >= 0).all() else np.where(labels >= 0, named, None)
+    named = np.asarray(names, dtype=object)[labels]
+    named[labels < 0] = None  # a position that does not count
+    return named
 
 
 def rows_by_id(key: Any, names: np.ndarray, answer: str, noun: str) -> Any:
