@@ -55,7 +55,8 @@ def test_values_residuals_and_curvatures(loss, definition, n_outputs, rng):
 
 def test_predictions_margins_and_labels_by_hand():
     u, far = np.asarray([[0.0, np.log(2.0)], [-1.0, -3.0]]), np.asarray([[np.log(3.0)]])
-    np.testing.assert_allclose(Poisson().predictions(u), [2.0, np.exp(-1.0)])
+    np.testing.assert_allclose(Poisson().predictions(u), np.exp(u))
+    np.testing.assert_allclose(Poisson(says_log=True).predictions(u), u)
     np.testing.assert_allclose(Poisson().predictions(far), [3.0])
     np.testing.assert_allclose(Poisson().margin(far, np.asarray([[2.0]])), [2 * np.log(3.0) - 3])
     votes, given = np.asarray([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]), np.eye(3)[[1, 2]]

@@ -1,10 +1,14 @@
 """What a PyTorch model does with its layer's output, and losses that mix samples: against autograd."""
 
+import functools
+
 import numpy as np
 import pytest
 from tolerances import SOLVE, assert_close
 
 import whence
+from whence.data.base import open_dataset
+from whence.layers.margin_losses import Poisson
 
 torch = pytest.importorskip("torch")
 from torch_reference import lje_values  # noqa: E402
@@ -353,3 +357,38 @@ def test_class_weights_of_another_length(n_weights):
             whence.InfluenceModel(nn.Linear(D, 3).double(), loss_function=loss).index(
                 (X, INTS), progress=False
             )
+
+
+class Exp(nn.Module):
+    def forward(self, u):
+        return torch.exp(u)
+
+
+POISSON = {
+    "of logarithms": (nn.PoissonNLLLoss(), nn.Identity(), True),
+    "of means": (nn.PoissonNLLLoss(log_input=False, eps=1e-3), Exp(), True),
+    "of means by softplus": (nn.PoissonNLLLoss(log_input=False), nn.Softplus(), False),
+    "with Stirling's term": (nn.PoissonNLLLoss(full=True), nn.Identity(), False),
+    "summed": (nn.PoissonNLLLoss(reduction="sum"), nn.Identity(), False),
+    "a function": (functools.partial(nn.functional.poisson_nll_loss, log_input=False), Exp(), True),
+}
+
+
+@pytest.mark.parametrize("case", POISSON)
+def test_poisson_has_a_closed_form_where_it_is_one(case):
+    loss, tail, is_closed = POISSON[case]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 2), tail).double()
+    x, y = torch.randn(9, 3, dtype=torch.float64), torch.arange(18.0, dtype=torch.float64).reshape(9, 2) % 4
+    wrapped = whence.InfluenceModel(net, loss_function=loss)
+    (batch,) = open_dataset((x, y))
+    seen = wrapped.observe(batch)
+    assert isinstance(wrapped.loss, Poisson) == is_closed
+    u = (np.hstack([x.numpy(), np.ones((9, 1))]) @ wrapped.theta()).astype(np.float64)
+    alone = [float(loss(net(x[i : i + 1]), y[i : i + 1]).detach()) for i in range(9)]
+    np.testing.assert_allclose(wrapped.loss.value(u, np.asarray(seen.target)), alone, rtol=1e-6)
+    weights = net[0].weight
+    of_first = torch.autograd.grad(loss(net(x[:1]), y[:1]), weights)[0].numpy()
+    r = wrapped.loss.residual(u[:1], np.asarray(seen.target)[:1])
+    np.testing.assert_allclose(np.outer(r[0], x[0].numpy()), of_first, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(wrapped.loss.predictions(u), net(x).detach().numpy(), rtol=1e-6)

@@ -113,6 +113,8 @@ class Loss(ABC):
 
     #: How the loss is named in messages and stored manifests.
     name: str
+    #: What usually turns pre-activations into what the loss compares: a key of ``models.tail.TAILS``.
+    link: str = "identity"
     #: Whether ``K_i`` is diagonal for every ``u``: the Hessian falls into one block per output.
     outputs_are_independent: bool = False
     #: Whether ``K_i`` is the same multiple of the identity for every sample and output.
@@ -251,6 +253,7 @@ class SoftmaxCrossEntropy(Loss):
     label_smoothing: float = 0.0
     class_weight: tuple[float, ...] | None = None
     name = "softmax cross-entropy"
+    link = "softmax"
     is_shift_invariant = True
 
     def encode(self, labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray:
@@ -376,6 +379,7 @@ class BinaryCrossEntropy(Loss):
     label_smoothing: float = 0.0
     one_against_rest: bool = False
     name = "binary cross-entropy"
+    link = "sigmoid"
     outputs_are_independent = True
 
     @property

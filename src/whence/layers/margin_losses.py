@@ -193,6 +193,8 @@ class Poisson(Loss):
     eps : float, default=0.0
         What some frameworks add to the mean before they take its logarithm. Without it, the second term is
         ``y u``.
+    says_log : bool, default=False
+        Whether predictions are given as the logarithms of the means, as by models that give these.
 
     Notes
     -----
@@ -209,6 +211,7 @@ class Poisson(Loss):
     """
 
     eps: float = 0.0
+    says_log: bool = False
     name = "Poisson"
     outputs_are_independent = True
     is_classification = False
@@ -248,7 +251,7 @@ class Poisson(Loss):
 
     def predictions(self, u: Array) -> Array:
         """Return the predicted means, shape ``(n,)`` or ``(n, C)``."""
-        return super().predictions(namespace(u).exp(u))
+        return super().predictions(u if self.says_log else namespace(u).exp(u))
 
     def following(self, u: Array) -> tuple[Loss, Array]:
         return self, namespace(u).exp(u) + self.eps

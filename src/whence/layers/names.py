@@ -25,6 +25,10 @@ class NamedLoss(NamedTuple):
     kind: Any
     tail: str
 
+    def mistaken(self, tail: str) -> tuple[str, ...]:
+        """Return the tails that can only be there by mistake where the loss takes another one."""
+        return tuple({"identity", self.kind.link} - {tail}) if self.kind.is_classification else ()
+
     def made(self, settings: dict[str, Any]) -> Any:
         """Return the loss with the framework's settings, or None if it has no such setting in closed form.
 

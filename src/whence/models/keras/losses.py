@@ -181,8 +181,7 @@ def loss_spec(keras: Any, loss: Any) -> tuple[LossSpec, PerSampleLoss]:
         return spec, per_sample
     closed = found.made(_settings(keras, name, config))
     tail = "identity" if config.get("from_logits", False) else found.tail
-    mistaken = {"identity", found.tail} - {tail} if closed.is_classification else ()
-    return LossSpec(closed, tail, described, contradicted_by=tuple(mistaken)), per_sample
+    return LossSpec(closed, tail, described, found.mistaken(tail)), per_sample
 
 
 def _settings(keras: Any, name: str, config: dict[str, Any]) -> dict[str, Any]:

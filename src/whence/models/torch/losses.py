@@ -10,7 +10,8 @@ from typing import Any
 
 from whence._errors import WhenceError
 from whence.arrays.base import as_numpy
-from whence.layers.losses import BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from whence.layers.losses import Loss
+from whence.layers.names import NamedLoss, loss_named
 from whence.models.adapter import LossSpec
 
 __all__ = ["CLASS_OF_FUNCTION", "TAKE_CLASS_NUMBERS", "PerSampleLoss", "read_loss"]
@@ -115,31 +116,32 @@ class PerSampleLoss:
         """Return the closed form of the loss, if it has one."""
         if self.factor != 1:
             return LossSpec(None, "", self.described, ignored_class=self.settings.get("ignore_index"))
-        settings, reduction = self.settings, self.settings.get("reduction", "mean")
-        smoothing = float(settings.get("label_smoothing", 0.0))
-        ignored = settings.get("ignore_index")
+        found = loss_named("torch", self.kind)
+        ignored = self.settings.get("ignore_index")
+        closed, tail = (None, "") if found is None else self._closed_form(found)
+        if found is None or not tail:
+            return LossSpec(None, "", self.described, ignored_class=ignored)
+        return LossSpec(closed, tail, self.described, found.mistaken(tail), ignored)
+
+    def _closed_form(self, found: NamedLoss) -> tuple[Loss | None, str]:
+        """Return the closed form with the settings of the loss, or None, and the tail that it takes."""
+        settings, tail = self.settings, found.tail
         if self.kind in ("CrossEntropyLoss", "NLLLoss"):
-            weight = settings.get("weight")
+            ignored, weight = settings.get("ignore_index"), settings.get("weight")
+            if ignored is not None and ignored >= 0:
+                return None, tail  # a class is left to the loss itself, unless it stands for padding
+            smoothing = float(settings.get("label_smoothing", 0.0))
             weights = None if weight is None else tuple(float(w) for w in as_numpy(weight))
-            logits = self.kind == "CrossEntropyLoss"
-            return LossSpec(
-                # A class that is ignored is left to the loss itself, unless it stands for padding.
-                None if ignored is not None and ignored >= 0 else SoftmaxCrossEntropy(smoothing, weights),
-                "identity" if logits else "log_softmax",
-                self.described,
-                contradicted_by=("softmax",) if logits else ("identity", "softmax"),
-                ignored_class=ignored,
-            )
-        plain = settings.get("weight") is None and settings.get("pos_weight") is None
-        if reduction == "sum" or not plain:  # the sum over outputs is no mean over them
-            return LossSpec(None, "", self.described)
-        if self.kind == "BCEWithLogitsLoss":
-            return LossSpec(BinaryCrossEntropy(), "identity", self.described, ("sigmoid",))
-        if self.kind == "BCELoss":
-            return LossSpec(BinaryCrossEntropy(), "sigmoid", self.described, ("identity",))
-        if self.kind == "MSELoss":
-            return LossSpec(SquaredError(), "identity", self.described)
-        return LossSpec(None, "", self.described)
+            return found.made({"label_smoothing": smoothing or None, "class_weight": weights}), tail
+        is_weighted = settings.get("weight") is not None or settings.get("pos_weight") is not None
+        # The sum over outputs is no mean over them.
+        if settings.get("reduction", "mean") == "sum" or is_weighted or settings.get("full"):
+            return None, ""
+        if self.kind != "PoissonNLLLoss":
+            return found.made({}), tail
+        if settings.get("log_input", True):
+            return found.made({"says_log": True}), tail
+        return found.made({"eps": float(settings.get("eps", 1e-8))}), "exp"
 
     def _as_target(self, output: Any, target: Any) -> Any:
         """Return a target as the loss takes it: its dtype, and the output's shape where it needs that."""
@@ -183,7 +185,8 @@ def _kind_and_settings(loss: Any) -> tuple[str, dict[str, Any]]:
     """Return the class of torch.nn that a loss is, and how it was configured."""
     kind = type(loss).__name__
     if type(loss).__module__ == "torch.nn.modules.loss":
-        names = ("reduction", "label_smoothing", "ignore_index", "weight", "pos_weight")
+        names = ["reduction", "label_smoothing", "ignore_index", "weight", "pos_weight"]
+        names += ["log_input", "full", "eps"]
         return kind, {name: getattr(loss, name) for name in names if hasattr(loss, name)}
     settings: dict[str, Any] = {}
     if isinstance(loss, functools.partial) and not loss.args:
