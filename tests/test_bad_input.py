@@ -66,10 +66,6 @@ def world(lje, stored, tmp_path, monkeypatch, capsys):
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_table_is_long():
-    assert len(TABLE) >= 60
-
-
 @pytest.mark.parametrize("name", TABLE)
 def test_refused(name, world):
     call, message = TABLE[name]

@@ -8,7 +8,6 @@ import pytest
 import reference
 from tolerances import FLOAT64, SOLVE, assert_close
 
-import whence
 from whence import (
     CGDIHVPFactory,
     ExactIHVPFactory,
@@ -581,8 +580,3 @@ def test_the_exact_solver_names_the_one_to_take_instead():
         WhenceError, match=r"takes 9\d{4} GiB.*CGDIHVPFactory\(\).*KroneckerIHVPFactory\(\)"
     ):
         ExactIHVPFactory().build(LinearLayer(theta, SoftmaxCrossEntropy()), problems.Blocks(None, 1))
-
-
-def test_all_factories_are_public():
-    for factory in ("CGDIHVPFactory", "ExactIHVPFactory", "KroneckerIHVPFactory", "LissaIHVPFactory"):
-        assert factory in whence.__all__
