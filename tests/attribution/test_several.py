@@ -409,7 +409,7 @@ def test_what_is_for_one_layer_is_refused(small, tmp_path):
 def test_other_models_take_one_layer():
     sklearn = pytest.importorskip("sklearn.linear_model")
     model = sklearn.LogisticRegression().fit(np.eye(4), [0, 1, 0, 1])
-    with pytest.raises(WhenceError, match="one dense layer, by name or index, for a model of this kind"):
+    with pytest.raises(WhenceError, match="the only layer of a LogisticRegression, got 'all'"):
         whence.InfluenceModel(model, "all")
 
 

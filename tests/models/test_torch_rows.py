@@ -331,3 +331,20 @@ def test_weight_decay_of_weights_and_biases_apart():
     np.testing.assert_array_equal(made.l2()["first"], [0.25] * 4 + [0.5])
     np.testing.assert_array_equal(made.l2()["head"], [0.25] * 5)
     np.testing.assert_array_equal(made.l2()["norm"], [0.25, 0.5])
+
+
+def test_frozen_layers_are_left_out_unless_all_are():
+    model, x = network("dense")
+    model.body.requires_grad_(False)
+    made = recorder(model)
+    with made.record(x.numpy(), len(x)):
+        pass
+    assert list(made.layers) == ["head"]
+    assert "frozen" in made.left_out["body.0.weight"]
+    with pytest.raises(WhenceError, match="frozen"), recorder(model, ["body.0"]).record(x.numpy(), len(x)):
+        pass
+    model.requires_grad_(False)  # as for a model that is used, no more trained
+    made = recorder(model)
+    with made.record(x.numpy(), len(x)):
+        pass
+    assert list(made.layers) == ["body.0", "body.2", "head"]

@@ -55,7 +55,8 @@ def rows_rule(
     if factory is not None:
         several = model.several
         n_samples, buffer, seed = drawn.arguments().values()
-        system = curvature_rows(index, dict(several.source.l2()), n_samples, buffer, seed, several.is_drawn)
+        l2 = dict(several.source.l2(index.n_samples))
+        system = curvature_rows(index, l2, n_samples, buffer, seed, several.is_drawn)
         ihvp = build_for_rows(factory, system)
     return RowRule(name, model.layer, index, ihvp, **settings)
 

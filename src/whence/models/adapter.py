@@ -270,7 +270,7 @@ class Adapter(ABC):
             "layers",
             "one dense layer, by name or index, for a model of this kind",
             repr(wanted if isinstance(wanted, str) else list(wanted)),
-            "Several layers can be explained of PyTorch modules.",
+            "Several layers can be explained of PyTorch modules and of scikit-learn's perceptrons.",
         )
 
     def row_source(self, wanted: Any) -> Any:

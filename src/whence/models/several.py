@@ -56,8 +56,11 @@ class RowSource(Protocol):
     def weights(self) -> Mapping[str, np.ndarray]:
         """Return the weights of the layers as they are now, by name."""
 
-    def l2(self) -> Mapping[str, np.ndarray]:
-        """Return the second derivative of each layer's own L2 regulariser, by its inputs ``(d,)``."""
+    def l2(self, n_samples: int) -> Mapping[str, np.ndarray]:
+        """Return the second derivative of each layer's own L2 regulariser, by its inputs ``(d,)``.
+
+        Next to the mean of the losses of so many training samples.
+        """
 
 
 class SeveralLayers:
@@ -122,7 +125,7 @@ class SeveralLayers:
         for array in self.source.weights().values():
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(str({name: l2.tolist() for name, l2 in self.source.l2().items()}).encode())
+        digest.update(str({name: l2.tolist() for name, l2 in self.source.l2(1).items()}).encode())
         return {"layers": list(self.source.layers), "layer_weights": digest.hexdigest()}
 
 

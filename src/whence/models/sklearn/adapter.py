@@ -35,6 +35,7 @@ from whence.arrays.sparse import SparseRows
 from whence.layers.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from whence.layers.margin_losses import SquaredHinge, SquaredMargin
 from whence.layers.names import loss_named, losses_of
+from whence.layers.perceptron import inputs_of_layers
 from whence.models.adapter import Adapter, Weights, register_adapter
 from whence.models.sklearn.class_weights import weights_by_class
 from whence.models.sklearn.estimators import (
@@ -45,6 +46,7 @@ from whence.models.sklearn.estimators import (
     split_pipeline,
 )
 from whence.models.sklearn.fitted import fitted_parts
+from whence.models.sklearn.perceptron import PerceptronRows, layers_of
 from whence.models.sklearn.refusals import refuse_estimator
 from whence.models.state import Part
 
@@ -202,21 +204,30 @@ class LinearAdapter(EstimatorAdapter):
             if scipy.sparse.issparse(x):
                 return SparseRows(scipy.sparse.csr_array(x, dtype=np.float64))
             return np.asarray(x, dtype=np.float64)
-        hidden = x.toarray() if scipy.sparse.issparse(x) else x
-        hidden = np.asarray(hidden, dtype=model.coefs_[0].dtype)
-        activation = ACTIVATIONS[model.activation]
-        for kernel, bias in zip(model.coefs_[:-1], model.intercepts_[:-1], strict=True):
-            hidden = activation(hidden @ kernel + bias)
-        return hidden
+        first = self._dense(x)
+        return inputs_of_layers(first, model.coefs_, model.intercepts_, model.activation)[-1]
 
+    def _dense(self, x: Any) -> np.ndarray:
+        """Return what a perceptron's first layer takes in."""
+        whole = x.toarray() if scipy.sparse.issparse(x) else x
+        return np.asarray(whole, dtype=self._model.coefs_[0].dtype)
 
-#: The activations of scikit-learn's perceptrons.
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "identity": lambda u: u,
-    "logistic": lambda u: 1 / (1 + np.exp(-u)),
-    "tanh": np.tanh,
-    "relu": lambda u: np.maximum(u, 0),
-}
+    def check_layers(self, wanted: Any) -> None:
+        """Raise unless the model is a perceptron that has these layers."""
+        if not hasattr(self._model, "coefs_"):
+            raise WhenceError(
+                "layers",
+                f"-1 or {self.layer_name!r}, the only layer of a {type(self._model).__name__}",
+                repr(wanted if isinstance(wanted, str) else list(wanted)),
+                "Leave it out.",
+            )
+        layers_of(self._model, wanted)
+
+    def row_source(self, wanted: Any) -> PerceptronRows:
+        """Return what records rows of several layers of a perceptron."""
+        return PerceptronRows(
+            self._model, wanted, lambda inputs: self._dense(self._pipe(inputs)), **self._strengths
+        )
 
 
 # ------------------------------------------------------------------ what each class minimises

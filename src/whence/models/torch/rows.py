@@ -166,7 +166,7 @@ class TorchRows:
         every = dict(self._model.named_parameters())
         return {p: as_numpy(every[p]) for spec in self.layers.values() for p in spec.parameters}
 
-    def l2(self) -> dict[str, np.ndarray]:
+    def l2(self, n_samples: int) -> dict[str, np.ndarray]:
         """Return the second derivative of each layer's own L2 regulariser, by its inputs ``(d,)``."""
         found = {}
         for name, spec in self.layers.items():
@@ -271,7 +271,7 @@ class TorchRows:
                 self._leave_out(spec, "it mixes the samples of a batch")
                 continue
             spec = replace(spec, axes=axes)
-            reason = self._differs(of_batch[name], spec, gradients, n_samples)
+            reason = self._frozen(spec) or self._differs(of_batch[name], spec, gradients, n_samples)
             if reason is not None:
                 self._leave_out(spec, reason)
                 continue
@@ -280,6 +280,14 @@ class TorchRows:
             bytes_a_sample += size
         self._bytes_a_sample = bytes_a_sample
         self._choose(candidates)
+
+    def _frozen(self, spec: LayerSpec) -> str | None:
+        """Return that training left a layer alone, if it trained others."""
+        every = dict(self._model.named_parameters())
+        is_trained = any(every[name].requires_grad for name in spec.parameters)
+        if is_trained or not any(parameter.requires_grad for parameter in every.values()):
+            return None
+        return "it is frozen (requires_grad=False), where others are not"
 
     def _not_called(self, calls: dict[str, list[Call]]) -> dict[str, str]:
         """Return the parameters that no known call uses."""
