@@ -21,7 +21,7 @@ SLOPES = {"relu": torch.relu, "tanh": torch.tanh, "logistic": torch.sigmoid, "id
 
 def fitted(activation, regression=False, **options):
     kind = neural.MLPRegressor if regression else neural.MLPClassifier
-    model = kind((5, 4), activation=activation, max_iter=20, random_state=0, **options)
+    model = kind(hidden_layer_sizes=(5, 4), activation=activation, max_iter=20, random_state=0, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it did not converge
         return model.fit(X, X[:, 0] if regression else CLASSES)

@@ -328,9 +328,9 @@ def test_weight_decay_of_weights_and_biases_apart():
 
     made = TorchRows(torch, model, call, "head.weight", "all", weight_decay=(0.25, 0.5))
     made.learn(np.zeros((3, 4), "float32"), 3)
-    np.testing.assert_array_equal(made.l2()["first"], [0.25] * 4 + [0.5])
-    np.testing.assert_array_equal(made.l2()["head"], [0.25] * 5)
-    np.testing.assert_array_equal(made.l2()["norm"], [0.25, 0.5])
+    np.testing.assert_array_equal(made.l2(6)["first"], [0.25] * 4 + [0.5])
+    np.testing.assert_array_equal(made.l2(6)["head"], [0.25] * 5)
+    np.testing.assert_array_equal(made.l2(6)["norm"], [0.25, 0.5])
 
 
 def test_frozen_layers_are_left_out_unless_all_are():

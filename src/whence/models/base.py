@@ -371,7 +371,11 @@ class InfluenceModel:
 
     def training_rows(self, seen: Observation) -> tuple[Rows | None, CurvaturePart | None]:
         """Return gradient and curvature rows of a batch where several layers are explained."""
-        return (None, None) if self.several is None else self.several.training_rows(self.layer, seen)
+        if self.several is None:
+            return None, None
+        weights = self._adapter.weights()  # how strong their regulariser is may depend on N
+        layer = LinearLayer(weights.theta(), self.loss, weights.bias is not None)
+        return self.several.training_rows(layer, seen)
 
     def _observe(self, batch: Batch) -> tuple[Observation, Any]:
         """Return what the layer sees of a batch, and the batch as the model is called with it."""
