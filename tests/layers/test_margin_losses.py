@@ -63,7 +63,7 @@ def test_predictions_margins_and_labels_by_hand():
     np.testing.assert_allclose(BrierScore().margin(votes, given), [-0.2, 0.7])
     np.testing.assert_array_equal(BrierScore().predictions(votes), [0, 2])
     for loss in (SquaredHinge(), ModifiedHuber(), Exponential()):
-        np.testing.assert_array_equal(loss.predictions(u), [1, 0])
+        np.testing.assert_array_equal(loss.predictions(u), [[0, 1], [0, 0]])  # each by itself
         np.testing.assert_array_equal(loss.predictions(far), [1])
 
 
