@@ -7,7 +7,7 @@ import scipy.sparse
 import xgboost as xgb
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import roc_auc_score
@@ -98,6 +98,16 @@ def test_parameters_reach_the_estimator():
     errors = LabelErrors(LogisticRegression(C=2.0))
     assert errors.get_params()["estimator__C"] == 2.0
     assert clone(errors.set_params(estimator__C=3.0, rank_by="loss")).estimator.C == 3.0
+
+
+def test_a_forest_of_more_leaves_than_samples_takes_the_solver_of_samples(monkeypatch):
+    x, y, wrong = (part[:150] for part in flipped())
+    forest = RandomForestClassifier(12, random_state=0)
+    found = LabelErrors(forest).fit(x, y).scores_
+    assert sum(tree.get_n_leaves() for tree in clone(forest).fit(x, y).estimators_) > len(y)
+    monkeypatch.setattr("whence.label_errors.WoodburyIHVPFactory", whence.ExactIHVPFactory)
+    assert_close(found, LabelErrors(forest).fit(x, y).scores_, 1e-6)
+    assert roc_auc_score(wrong, found) > 0.8
 
 
 def test_texts_have_no_columns():

@@ -13,7 +13,7 @@ from whence._errors import WhenceError
 from whence.answers.representers import RepresenterPointLJE
 from whence.arrays.base import check_number
 from whence.data.tables import is_table
-from whence.ihvp import ExactIHVPFactory
+from whence.ihvp import ExactIHVPFactory, WoodburyIHVPFactory
 from whence.models import InfluenceModel
 
 __all__ = ["LabelErrors"]
@@ -104,9 +104,12 @@ class LabelErrors(BaseEstimator):
         data = (_numbered(x), labels)
         if sample_weight is not None:
             data = (*data, np.asarray(sample_weight, dtype=np.float64))  # type: ignore[assignment]
-        method = RepresenterPointLJE(
-            InfluenceModel(self.estimator_), data, ExactIHVPFactory(self.damping), progress=False
-        )
+        model = InfluenceModel(self.estimator_)
+        index = model.index(data, progress=False)
+        # Both are exact: one factorises a matrix of the features, the other one of the samples.
+        few = self.damping > 0 and index.n_samples < model.layer.n_features
+        factory = WoodburyIHVPFactory(self.damping) if few else ExactIHVPFactory(self.damping)
+        method = RepresenterPointLJE(model, index, factory, progress=False)
         ranked = method.suspects(data, None, score=self.rank_by, progress=False)
         self.ranking_: np.ndarray = np.asarray(ranked.ids)
         self.scores_: np.ndarray = np.empty(len(labels), dtype=np.float64)
