@@ -551,6 +551,22 @@ def aft_booster():
     return xgb.train({"objective": "survival:aft"}, matrix, num_boost_round=2)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("objective='survival:cox'", "no sample has a loss of its own"),
+        ("objective='rank:pairwise'", "no sample has a loss of its own"),
+        ("objective='reg:absoluteerror'", "such as Huber"),
+        ("objective 'quantile", "such as Huber"),
+    ],
+)
+def test_no_remedy_is_named_that_does_not_exist(words, remedy):
+    message = refused(NOT_REBUILT[words](), VALUES)
+    assert remedy in message
+    assert "binary_crossentropy" not in message
+
+
 @pytest.mark.parametrize("words", NOT_REBUILT)
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_refused_by_name(words):

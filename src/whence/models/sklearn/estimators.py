@@ -282,6 +282,12 @@ def refuse(estimator: Any, what: str, fix: str) -> WhenceError:
 
 def refuse_objective(booster: Any, what: str, known: Iterable[str]) -> WhenceError:
     """Return the error for a booster trained with an objective whose loss is not known."""
+    if any(word in what for word in ("rank", "survival", "lambdarank")):
+        fix = "Its loss is one of samples together: no sample has a loss of its own to be explained by."
+        return refuse(booster, what, fix)
+    if any(word in what for word in ("absolute", "quantile", "regression_l1", "mape", "hinge")):
+        fix = "Its loss has no second derivative: train it with a smooth one, such as Huber or logistic."
+        return refuse(booster, what, fix)
     return refuse(
         booster,
         what,
