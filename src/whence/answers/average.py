@@ -227,7 +227,8 @@ def average(methods: Sequence[Attribution]) -> Average:
     ...     for model in models
     ... ]
     >>> both = whence.average(methods)
-    >>> np.allclose(both.influences(x), np.mean([method.influences(x) for method in methods], axis=0))
+    >>> mean = np.mean([method.influences((x, y)) for method in methods], axis=0)
+    >>> np.allclose(both.influences((x, y)), mean)
     True
     """
     given = list(methods) if isinstance(methods, list | tuple) else []
