@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.ensemble import (
     ExtraTreesClassifier,
@@ -273,3 +274,30 @@ def test_bad_questions():
         duals.explain(TWO[0][:3], ids=["a"])
     with pytest.raises(WhenceError, match="one sample at least"):
         duals.explain(TWO[0][:0])
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        SVC(),
+        SVR(gamma="auto"),
+        KernelRidge(kernel="rbf"),
+        GaussianProcessRegressor(alpha=0.1),
+        GaussianProcessClassifier(),
+        KNeighborsClassifier(),
+        NearestCentroid(),
+        RandomForestRegressor(5, random_state=0),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_frames_are_taken_as_they_are(estimator):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        rng.standard_normal((40, 3)), columns=list("abc"), index=[f"r{i}" for i in range(40)]
+    )
+    y = (frame["a"] > 0).to_numpy().astype(int)
+    estimator = clone(estimator).fit(frame, y)
+    found = whence.DualRepresenters(estimator, (frame, y)).explain(frame[:4], k=2)
+    same = whence.DualRepresenters(clone(estimator).fit(frame.to_numpy(), y), (frame.to_numpy(), y))
+    np.testing.assert_allclose(found.values, same.explain(frame.to_numpy()[:4], k=2).values, rtol=1e-10)
+    assert found.ids[0, 0].startswith("r")

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from whence._errors import WhenceError
 from whence._registry import Registry
@@ -42,7 +43,7 @@ class Dual(ABC):
 
     def __init__(self, model: Any, x: Any, y: np.ndarray, weight: np.ndarray | None = None) -> None:
         self.model = model
-        self.x = x
+        self.given, self.x = x, matrix(x)
         self.n_samples = int(x.shape[0])
         classes = getattr(model, "classes_", None)
         self.classes: np.ndarray | None = None if classes is None else np.asarray(classes)
@@ -108,6 +109,11 @@ class Dual(ABC):
         """Return the error for samples that the estimator was not fitted on."""
         fix = "Give the samples of the fit, in their order."
         return WhenceError("train_set", f"what the {type(self.model).__name__} was fitted on", got, fix)
+
+
+def matrix(x: Any) -> Any:
+    """Return inputs as an array, or as the sparse matrix that they are."""
+    return x if scipy.sparse.issparse(x) else np.asarray(x)
 
 
 #: How to read estimators, by the names of their classes.

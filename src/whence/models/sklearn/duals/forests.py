@@ -25,7 +25,7 @@ class _Forest(Dual):
             raise self.refuse("several targets", "Fit one for each.")
         if getattr(model, "criterion", "") in ("absolute_error",):
             raise self.refuse("criterion='absolute_error', medians", "Fit it with 'squared_error'.")
-        self._leaves = model.apply(self.x)  # (N, trees)
+        self._leaves = model.apply(self.given)  # (N, trees)
         self._counts = self._counted()
         self.unused = np.all(self._counts == 0, axis=0, keepdims=True)[0]
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from whence.models.sklearn.duals.base import DUALS, Dual
+from whence.models.sklearn.duals.base import DUALS, Dual, matrix
 
 __all__ = ["KernelRidgeDual", "OneClassDual", "SupportVectorClassifier", "SupportVectorRegressor"]
 
@@ -40,7 +40,7 @@ class _Kernel(Dual):
         """Return ``k(x, x_i)`` of these rows, shape ``(T, S)``."""
         from sklearn.metrics.pairwise import pairwise_kernels
 
-        model = self.model
+        model, x = self.model, matrix(x)
         if model.kernel == "precomputed":  # what is given for a sample is its kernel with each of training
             return np.asarray(x, dtype=np.float64)[:, self.rows]
         known = self.x[self.rows]

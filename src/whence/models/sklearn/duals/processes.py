@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from whence.models.sklearn.duals.base import DUALS, Dual
+from whence.models.sklearn.duals.base import DUALS, Dual, matrix
 
 __all__ = ["ProcessClassifier", "ProcessRegressor"]
 
@@ -36,7 +36,7 @@ class ProcessRegressor(Dual):
         return np.asarray(self.model.predict(x), dtype=np.float64).reshape(len(x), -1)
 
     def values(self, x: Any, outputs: np.ndarray) -> np.ndarray:
-        return self.model.kernel_(x, self.model.X_train_) * self.coefficients[:, outputs].T
+        return self.model.kernel_(matrix(x), self.model.X_train_) * self.coefficients[:, outputs].T
 
 
 @DUALS.register("GaussianProcessClassifier")
