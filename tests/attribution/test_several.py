@@ -450,3 +450,15 @@ def test_training_samples_are_recognised_in_any_order(small):
     values, _ = expected_lje(small, small.predicted[:N], slice(0, N))
     found = method.suspects(k=None, score="self_influence")
     tolerances.assert_close(found.scores, np.abs(np.diag(values))[found.ids], tolerances.SOLVE)
+
+
+def test_tensors_on_a_device_give_the_same_answers(small):
+    expected, totals = expected_lje(small, small.predicted[N:])
+    for factory in FACTORIES.values():
+        method = whence.RepresenterPointLJE(small.model(device="cpu"), small.train, factory)
+        plain = whence.RepresenterPointLJE(small.model(), small.train, factory)
+        got, wanted = method.influences(small.test), plain.influences(small.test)
+        tolerances.assert_close(got, wanted, tolerances.SOLVE)
+    exact = whence.RepresenterPointLJE(small.model(device="cpu"), small.train, FACTORIES["exact"])
+    tolerances.assert_close(exact.influences(small.test), expected, tolerances.SOLVE)
+    tolerances.assert_close(exact.explain(small.test).totals, totals, tolerances.SOLVE)

@@ -348,3 +348,51 @@ def test_frozen_layers_are_left_out_unless_all_are():
     with made.record(x.numpy(), len(x)):
         pass
     assert list(made.layers) == ["body.0", "body.2", "head"]
+
+
+class Recomputed(nn.Module):
+    """A layer under gradient checkpointing."""
+
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.fc = nn.Linear(5, 4)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(
+            lambda z: torch.tanh(self.fc(z)), x, use_reentrant=self.use_reentrant
+        )
+
+
+def test_gradient_checkpointing():
+    x = torch.randn(4, 5, dtype=torch.float64)
+    model = Headed(Recomputed(False).double(), x).double()
+    made, rows, expected = recorded(model, x)
+    assert list(made.layers) == ["body.fc", "head"]
+    tolerances.assert_close(inner(rows, rows), expected @ expected.T, tolerances.FLOAT64)
+    model.body.use_reentrant = True
+    made = recorder(model)
+    with made.record(x.numpy(), 4):
+        pass
+    assert list(made.layers) == ["head"]
+    assert "without gradients" in made.left_out["body.fc.weight"]
+
+
+def test_weights_whose_gradient_is_rounding_are_kept():
+    class Keys(nn.Module):
+        """Attention, to which a bias of its keys makes no difference."""
+
+        def __init__(self):
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            parts = (layer(x)[:, None] for layer in (self.query, self.key, self.value))
+            return functional.scaled_dot_product_attention(*parts)[:, 0].mean(dim=1)
+
+    x = torch.randn(6, 3, 4)
+    model = Headed(Keys(), x)
+    made = recorder(model)
+    with made.record(x.numpy(), 6):
+        pass
+    assert list(made.layers) == ["body.query", "body.key", "body.value", "head"]

@@ -70,7 +70,7 @@ class CurvatureRows:
 
     def damped(self, damping: float) -> dict[str, Array]:
         """Return ``Lambda`` of each layer, by its inputs ``(d,)``."""
-        return {name: l2 + damping for name, l2 in self.l2.items()}
+        return {name: like(l2 + damping, self.rows.like) for name, l2 in self.l2.items()}
 
     def linear_system(self, dataset: Any) -> Any:
         """Raise: what asks for one layer and its samples cannot solve for several."""
