@@ -73,6 +73,11 @@ class Tripled(keras.losses.SparseCategoricalCrossentropy):
         return 3 * super().__call__(y_true, y_pred, sample_weight)
 
 
+def mostly_slow(names, *always):
+    """What is tried on each backend; in every run, some of it: each takes seconds to compile."""
+    return [name if name in always else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def made(kind, loss=CROSS_ENTROPY, **options):
     keras.utils.set_random_seed(0)
     net = kind()
@@ -107,7 +112,7 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("case", OWN)
+@pytest.mark.parametrize("case", mostly_slow(OWN, "as compiled", "a temperature"))
 def test_a_model_is_believed_about_its_own_loss(case):
     kind, loss, expected = OWN[case]
     net = made(kind, loss)
@@ -164,7 +169,7 @@ SEVERAL = {
 }
 
 
-@pytest.mark.parametrize("case", SEVERAL)
+@pytest.mark.parametrize("case", mostly_slow(SEVERAL, "dict"))
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_the_output_is_the_one_that_comes_from_the_layer(case, is_compiled):
     net = functional(SEVERAL[case])
@@ -305,14 +310,12 @@ ON_ONE = {
     "hinge": (keras.losses.SquaredHinge(), 2.0 * (Y % 2) - 1, None),
     "a function": (lambda y, p: ops.mean((y - p) ** 4, axis=-1), Z, None),
 }
-SOME = ("huber", "poisson", "logits", "a function")
+SOME = ("huber", "a function")
 
 
 @pytest.mark.filterwarnings("ignore:.*second derivatives")
-@pytest.mark.parametrize("how", SQUEEZED)
-@pytest.mark.parametrize(
-    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in ON_ONE]
-)
+@pytest.mark.parametrize("how", mostly_slow(SQUEEZED, "Reshape"))
+@pytest.mark.parametrize("name", mostly_slow(ON_ONE, *SOME))
 def test_a_squeezed_output_has_every_loss(name, how):
     loss, labels, activation = ON_ONE[name]
     keras.utils.set_random_seed(0)
