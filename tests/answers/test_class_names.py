@@ -72,3 +72,13 @@ def test_a_stored_index_keeps_what_classes_are_called(tmp_path):
 def test_classes_that_are_called_by_their_numbers_need_no_names():
     method, _, _ = asked([0, 1, 2])
     assert "class_names" not in method.explain((X[:1], None), k=1).about
+
+
+def test_dual_representers_say_the_users_own_labels():
+    svm = pytest.importorskip("sklearn.svm")
+    labels = np.asarray(["ant", "bee", "cow"])[NUMBERS]
+    model = svm.SVC().fit(X, labels)
+    frame = whence.DualRepresenters(model, (X, labels)).explain((X[:3], labels[:3]), k=4).to_frame()
+    np.testing.assert_array_equal(frame["training_label"], labels[frame["training_id"]])
+    np.testing.assert_array_equal(frame["label"], labels[frame["sample"]])
+    np.testing.assert_array_equal(frame["prediction"], model.predict(X)[frame["sample"]])

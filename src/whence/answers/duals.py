@@ -208,7 +208,9 @@ class DualRepresenters:
 
     def _about(self, k: int, gap: float) -> dict[str, Any]:
         dual = self._dual
+        names = [] if dual.classes is None else np.asarray(dual.classes).tolist()
         return {
+            **({} if names == list(range(len(names))) else {"class_names": names}),
             "method": self.method,
             "model": type(dual.model).__name__,
             "layer": dual.what,
