@@ -545,7 +545,7 @@ def _open(dataset: Any, argument: str, roles: Sequence[Any]) -> Dataset:
         argument,
         f"{', '.join(DATASETS)}, a keras.utils.PyDataset, a list of batches, or arrays (x, y)",
         f"a {type(dataset).__name__}",
-        "Wrap arrays as (x, y), or batch them with your framework.",
+        "Wrap arrays as (x, y), or (x,) where there are no labels; or batch them with your framework.",
     )
 
 
