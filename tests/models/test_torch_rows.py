@@ -109,6 +109,18 @@ class Flattened(nn.Module):
         return torch.tanh(flat).reshape(len(x), -1, 6).mean(dim=1)
 
 
+class Places(nn.Module):
+    """Embeddings of places that all samples share."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(11, 6), nn.Embedding(5, 6)
+
+    def forward(self, tokens):
+        places = torch.arange(tokens.shape[1])[None]
+        return torch.tanh(self.words(tokens) + self.places(places)).mean(dim=1)
+
+
 BODIES = {
     "dense": dense,
     "no bias": with_bias_only_behind,
@@ -123,6 +135,7 @@ BODIES = {
     "attention, samples second": lambda: (Attention(batch_first=False), (5,)),
     "bag of means": lambda: (Bags("mean"), (5,)),
     "bag of sums": lambda: (Bags("sum"), (5,)),
+    "places": lambda: (Places(), (5,)),
     "tied": lambda: (Tied(), (5,)),
     "conv1d of transformers": lambda: (Flattened(), (4, 5)),
 }
@@ -364,6 +377,7 @@ class Recomputed(nn.Module):
         )
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_gradient_checkpointing():
     x = torch.randn(4, 5, dtype=torch.float64)
     model = Headed(Recomputed(False).double(), x).double()
@@ -396,3 +410,17 @@ def test_weights_whose_gradient_is_rounding_are_kept():
     with made.record(x.numpy(), 6):
         pass
     assert list(made.layers) == ["body.query", "body.key", "body.value", "head"]
+
+
+def test_places_that_stand_for_one_sample_are_left_out():
+    class Repeated(Places):
+        def forward(self, tokens):
+            places = self.places(torch.arange(tokens.shape[1])[None]).repeat(len(tokens), 1, 1)
+            return torch.tanh(self.words(tokens) + places).mean(dim=1)
+
+    x = torch.randint(0, 11, (4, 5))
+    model = Headed(Repeated(), x).double()
+    made, rows, expected = recorded(model, x)
+    assert list(made.layers) == ["body.words", "head"]
+    assert "mixes the samples" in made.left_out["body.places.weight"]
+    tolerances.assert_close(inner(rows, rows), expected @ expected.T, tolerances.FLOAT64)

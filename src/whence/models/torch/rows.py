@@ -134,6 +134,7 @@ class TorchRows:
         self._keeps_tensors = keeps_tensors
         self._weight_decay = weight_decay
         self._parameters: dict[str, str] = {}
+        self._expands = True
         self._bytes_a_sample = 1
         self.layers: dict[str, LayerSpec] = {}
         self.left_out: dict[str, str] = {}
@@ -150,7 +151,7 @@ class TorchRows:
         n_samples : int
         """
         self.learn(inputs, n_samples)
-        with self._run(inputs) as (calls, _):
+        with self._run(inputs, n_samples) as (calls, _):
             for name, spec in self.layers.items():
                 if len(calls.get(self._parameters[name], ())) != len(spec.axes):
                     raise self._called_otherwise(name)
@@ -158,8 +159,15 @@ class TorchRows:
 
     def learn(self, inputs: Any, n_samples: int) -> None:
         """Look at the first batch, to see which layers there are; later ones are left alone."""
-        if not self.layers:
-            self._learn(take_rows(inputs, slice(0, TRIED_ROWS)), min(n_samples, TRIED_ROWS))
+        if self.layers:
+            return
+        some, n_samples = take_rows(inputs, slice(0, TRIED_ROWS)), min(n_samples, TRIED_ROWS)
+        try:
+            self._learn(some, n_samples)
+        except Exception:  # as of code that takes what all samples share for one
+            self._expands = False
+            self.layers, self._parameters = {}, {}
+            self._learn(some, n_samples)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the weights of the layers as they are now, by name."""
@@ -179,7 +187,7 @@ class TorchRows:
         return max(1, RECORDED_BYTES // self._bytes_a_sample)
 
     @contextmanager
-    def _run(self, inputs: Any) -> Iterator[tuple[dict[str, list[Call]], dict[str, Any]]]:
+    def _run(self, inputs: Any, n_samples: int) -> Iterator[tuple[dict[str, list[Call]], dict[str, Any]]]:
         """Call the module with leaves of autograd in the place of its parameters."""
         torch = self._torch
         with inference(torch, self._model), torch.enable_grad():
@@ -187,7 +195,7 @@ class TorchRows:
                 name: parameter.detach().requires_grad_(parameter.is_floating_point())
                 for name, parameter in self._model.named_parameters()
             }
-            recorder = _recorder(torch, leaves)
+            recorder = _recorder(torch, leaves, n_samples if self._expands else 1)
             with recorder:
                 self._call(inputs, leaves)
             yield recorder.calls, leaves
@@ -252,7 +260,7 @@ class TorchRows:
 
     def _learn(self, inputs: Any, n_samples: int) -> None:
         """See which layers there are, on a few samples, and that their rows are what they should be."""
-        with self._run(inputs) as (calls, leaves):
+        with self._run(inputs, n_samples) as (calls, leaves):
             u = self._pre_activations(calls, inputs)
             self.left_out = self._not_called(calls)
             candidates = self._candidates(calls)
@@ -322,7 +330,7 @@ class TorchRows:
         result = []
         for i in range(n_samples if n_samples > 1 else 0):
             one = take_rows(inputs, slice(i, i + 1))
-            with self._run(one) as (calls, _):
+            with self._run(one, 1) as (calls, _):
                 u = self._pre_activations(calls, one)
                 if u.numel() * n_samples != by_output.numel():
                     raise WhenceError(
@@ -479,8 +487,12 @@ class TorchRows:
 # ------------------------------------------------------------------------------------- the calls
 
 
-def _recorder(torch: Any, leaves: dict[str, Any]) -> Any:
-    """Return a mode that notes calls with weights among ``leaves``; see ``uses``."""
+def _recorder(torch: Any, leaves: dict[str, Any], n_samples: int) -> Any:
+    """Return a mode that notes calls with weights among ``leaves``; see ``uses``.
+
+    Embeddings of places that all samples share, ``(1, L)``, are called with one row for each of
+    ``n_samples``.
+    """
     names = {id(leaf): name for name, leaf in leaves.items()}
 
     class Recorder(torch.overrides.TorchFunctionMode):
@@ -495,6 +507,10 @@ def _recorder(torch: Any, leaves: dict[str, Any]) -> Any:
             call = known_call(torch, function, args, kwargs)
             if call is None or not any(id(w) in names for w in (call.weight, call.bias) if w is not None):
                 return function(*args, **kwargs)
+            if call.kind == "embedding" and call.inputs.ndim == 2 and call.inputs.shape[0] == 1 < n_samples:
+                call.inputs = call.inputs.expand(n_samples, -1)
+                args = (call.inputs, *args[1:]) if args else args
+                kwargs = {**kwargs, "input": call.inputs} if "input" in kwargs else kwargs
             return self._noted(call, function(*args, **kwargs))
 
         def _noted(self, call: Call, output: Any) -> Any:
