@@ -181,6 +181,16 @@ def test_a_new_user_passes_the_loader_that_the_model_was_trained_with():
     np.testing.assert_array_equal(suspects.labels, labels[[names.index(name) for name in suspects.ids]])
 
 
+def test_that_an_order_is_set_aside_is_said_once(model):
+    given = loader(shuffle=True)
+    with pytest.warns(UserWarning, match="set aside"):
+        model.index(given, progress=False)
+    lje = lje_of(model, given)  # warnings are errors here
+    whence.GradientDotProduct(model, given, progress=False)
+    lje.suspects(k=3)
+    list(lje.compute_influence_values(given))
+
+
 def test_random_numbers_are_left_as_they_were(model):
     generator = torch.Generator().manual_seed(3)
     given = loader(shuffle=True, generator=generator)
@@ -293,14 +303,13 @@ def wrapped(batch=None):
 @pytest.mark.parametrize("names", [NAMES, NUMBERS], ids=["texts", "integers"])
 def test_samples_bring_their_ids(names, tmp_path):
     data = WithMore(names)
-    train = Data.DataLoader(data, 8, shuffle=True)
     model = wrapped(("x", "y", "id"))
     plain = lje_of(wrapped())
     expected = plain.explain(SAMPLES, k=2)
     listed = np.asarray(names)
     for options in ({}, {"index_path": tmp_path / "i", "engine": 2, "on_error": "skip"}):
         with pytest.warns(UserWarning, match="set aside"):
-            lje = lje_of(model, train, **options)
+            lje = lje_of(model, Data.DataLoader(data, 8, shuffle=True), **options)
         found = lje.explain(data, k=2)
         np.testing.assert_array_equal(found.ids, listed[expected.ids])
         np.testing.assert_array_equal(found.sample_ids, listed)

@@ -121,6 +121,41 @@ def test_losses_that_mix_samples_are_refused(loss, sizes):
         fitted(nn.Linear(D, 3).double(), batches, loss, layer="")
 
 
+@pytest.mark.parametrize("loss", [balanced, centred])
+@pytest.mark.parametrize("scale", [1e-8, 1e6])
+def test_losses_of_any_scale_that_mix_samples_are_refused(loss, scale):
+    torch.manual_seed(0)
+    with pytest.raises(whence.WhenceError, match="depends on it alone"):
+        fitted(nn.Linear(D, 3).double(), (X, INTS), lambda o, t: scale * loss(o, t), layer="")
+
+
+def test_what_is_said_of_probabilities_and_of_missing_labels_helps():
+    torch.manual_seed(0)
+    net, labels = nn.Sequential(nn.Linear(D, 3), nn.Softmax(1)).double(), INTS.clone()
+    with pytest.raises(whence.WhenceError, match="pass it as a function"):
+        fitted(net, (X, labels), nn.CrossEntropyLoss(), layer="0")
+    model = whence.InfluenceModel(net, loss_function=lambda o, t: F.cross_entropy(o, t, reduction="none"))
+    model.index((X, labels), progress=False)
+    labels[3] = -100
+    with pytest.raises(whence.WhenceError, match="Leave out the samples that have no label"):
+        fitted(net[:1], (X, labels), nn.CrossEntropyLoss(), layer="0")
+
+
+def test_a_branch_around_the_layer_is_seen_at_any_scale():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = nn.Linear(D, 1)
+            self.double()
+
+        def forward(self, x):
+            return 1e-6 * (self.head(x) + x[:, :1])
+
+    with pytest.raises(whence.WhenceError, match="skip connection"):
+        fitted(Around(), (X, 1e-6 * REALS), nn.HuberLoss(), layer="head")
+
+
 def test_a_function_that_broadcasts_is_refused():
     torch.manual_seed(0)
     with pytest.raises(whence.WhenceError, match="outputs and labels of one shape"):

@@ -248,6 +248,12 @@ def test_a_loss_that_is_another_one_in_training_is_refused():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_a_module_that_squeezes_its_output_is_not_run_on_labels_of_another_shape(recwarn):
+    model = Own(lambda z, y: F.mse_loss(z.squeeze(), y), outputs=1)
+    whence.InfluenceModel(model).index([(X[:12], REALS[:12]), (X[12:], REALS[12:])], progress=False)
+    assert not recwarn.list
+
+
 def test_a_loss_alone_is_refused():
     class Bare(Own):
         def forward(self, inputs, labels=None):
@@ -266,6 +272,34 @@ def clip(z, y):
 REFUSED = {
     "classes weighted by their share": (by_share, X, INTS, C, "weighted by the batch|same settings"),
     "pairs in the batch": (clip, X, INTS, C, "depend on each other|depends on it alone"),
+    "the same, of a small scale": (
+        lambda z, y: 1e-5 * by_share_by_hand(z, y),
+        X,
+        INTS,
+        C,
+        "weighted by the batch|same settings",
+    ),
+    "targets less their mean": (
+        lambda z, y: F.mse_loss(z[:, 0], y - y.mean()),
+        X,
+        REALS,
+        1,
+        "depend on each other",
+    ),
+    "the same, of small targets": (
+        lambda z, y: F.mse_loss(1e-4 * z[:, 0], 1e-4 * (y - y.mean())),
+        X,
+        REALS,
+        1,
+        "depend on each other",
+    ),
+    "labels counted from the lowest": (
+        lambda z, y: F.cross_entropy(z, y - y.min()),
+        X,
+        INTS,
+        C,
+        "depend on each other",
+    ),
     "a broadcast": (lambda z, y: F.mse_loss(z, y), X, REALS, 1, "depend on each other"),
     "a sequence, in its own words": (
         lambda z, y: -z.log_softmax(-1).gather(-1, y[..., None]).mean(),

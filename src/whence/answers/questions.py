@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError, warn
+from whence._errors import WhenceError
 from whence.answers.accuracy import is_sum, sum_error
 from whence.answers.explanation import Explanation
 from whence.answers.reading import Scorer, Vectors, all_scores, at_most, check_k
@@ -231,7 +231,7 @@ class Answers(Scorer):
         if named.unordered is not None:
             raise no_positions(opened.argument, named.unordered)
         if opened.note is not None:
-            warn(f"samples: {opened.note}")
+            self.influence_model.warn_once(f"samples: {opened.note}", samples)
         return opened, named
 
     def _questions_of(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from whence._errors import WhenceError, check_choice, warn
+from whence._errors import WhenceError, check_choice
 from whence.arrays.base import as_numpy
 from whence.data.base import Dataset, fingerprints
 from whence.data.order import SampleNames
@@ -38,7 +38,7 @@ def index_of(model: Observer, dataset: Any, argument: str, options: IndexOptions
     opened = model.open(dataset, argument)
     names = SampleNames(opened, options.ids)
     if opened.note is not None:
-        warn(f"{argument}: {opened.note}")
+        model.warn_once(f"{argument}: {opened.note}", dataset)
     if path is None:
         return _filled_in_order(model, Index(feature_dtype), opened, names, progress)
     by_shares = engine.is_remote or options.on_error == "skip"

@@ -61,6 +61,9 @@ class Observer(Protocol):
     def open(self, dataset: Any, argument: str = "dataset") -> Dataset:
         """Return a dataset as batches of what this model takes."""
 
+    def warn_once(self, message: str, dataset: Any) -> None:
+        """Warn of something about a dataset, unless that was said of it before."""
+
     def observe(self, batch: Batch) -> Observation:
         """Return features, targets and weights of a batch."""
 

@@ -41,6 +41,9 @@ __all__ = [
 #: How far from 1 rows of probabilities may sum for that to be rounding.
 ROUNDED_SUM = 1e-6
 
+#: The label by which PyTorch and transformers say that there is none.
+IGNORED = -100
+
 
 def log_softmax(u: Array) -> Array:
     """Return ``log(softmax(u))`` over the last axis, without overflow.
@@ -510,7 +513,9 @@ def _class_numbers(labels: np.ndarray, n_outputs: int, where: str) -> np.ndarray
             f"labels in {where}",
             f"class numbers from 0 to {n_outputs - 1} (the layer has {n_outputs} outputs)",
             f"class {int(bad)}",
-            "Number the classes from 0, or choose the layer that has one output a class.",
+            "Leave out the samples that have no label, which the loss ignores."
+            if bad == IGNORED
+            else "Number the classes from 0, or choose the layer that has one output a class.",
         )
     return labels.astype(np.int64)
 

@@ -48,6 +48,8 @@ class LossSpec:
         Tails that can only be there by mistake, such as probabilities where the loss takes logits.
     ignored_class : int or None
         A label that stands for none: along a sequence, such positions do not count.
+    remedy : str
+        What to do where the tail contradicts the loss; an empty text speaks of ``from_logits``.
     """
 
     loss: Loss | None
@@ -55,6 +57,7 @@ class LossSpec:
     described: str
     contradicted_by: tuple[str, ...] = ()
     ignored_class: int | None = None
+    remedy: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence._errors import WhenceError
+from whence._errors import WhenceError, warn
 from whence.arrays.base import Array, as_numpy, astype, check_finite, like, namespace
 from whence.data.base import Batch, Dataset, leaves, map_leaves, open_dataset, take_rows
 from whence.data.form import BatchForm
@@ -113,6 +115,8 @@ class InfluenceModel:
     ) -> None:
         self.model = model
         self.batch = batch
+        #: What was said of which datasets, so that it is said once.
+        self._said: list[tuple[Any, str]] = []
         #: What it takes to wrap the model again, in another process.
         self.arguments: tuple[Any, Any, dict[str, Any]] = (start_layer, loss_function, options)
         BatchForm(batch)  # raises for what is no form
@@ -143,14 +147,14 @@ class InfluenceModel:
         """Return the same model with another target layer, or several."""
         other = InfluenceModel.__new__(InfluenceModel)
         other.model = self.model
-        other.batch = self.batch
+        other.batch, other._said = self.batch, self._said
         other.arguments = (target_layer, *self.arguments[1:])
         other._start(target_layer, self._adapter.with_layer)
         return other
 
     def _with(self, adapter: Adapter, layer: int | str) -> InfluenceModel:
         other = InfluenceModel.__new__(InfluenceModel)
-        other.model, other.batch = self.model, self.batch
+        other.model, other.batch, other._said = self.model, self.batch, self._said
         other.arguments = (layer, *self.arguments[1:])
         other._open(adapter)
         return other
@@ -308,6 +312,14 @@ class InfluenceModel:
     def on_device(self, device: str | None) -> AbstractContextManager[Any]:
         """Run the model on a device of the framework inside this context; ``None`` leaves it."""
         return self._adapter.on_device(device)
+
+    def warn_once(self, message: str, dataset: Any) -> None:
+        """Warn of something about a dataset, unless that was said of it before."""
+        if any(known() is dataset and said == message for known, said in self._said):
+            return
+        with contextlib.suppress(TypeError):  # of what nothing can point to, each time
+            self._said.append((weakref.ref(dataset), message))
+        warn(message)
 
     def open(self, dataset: Any, argument: str = "dataset") -> Dataset:
         """Return a dataset as batches of what this model takes."""

@@ -72,7 +72,7 @@ def decide_loss(adapter: Adapter, inputs: Any, phi: Array, closed_form_was_used:
             f"loss {spec.described} at layer {adapter.layer_name!r}",
             f"a model whose output is the {spec.tail} of the layer's pre-activations",
             f"the {mistaken[0]} of them" if mistaken else "something else behind the layer",
-            "Set from_logits=True if and only if nothing follows the last dense layer.",
+            spec.remedy or "Set from_logits=True if and only if nothing follows the last dense layer.",
         )
     _check_layer_is_all(adapter, inputs, probe, output)
     return adapter.differentiated(inputs)
@@ -111,7 +111,8 @@ def _check_layer_is_all(adapter: Adapter, inputs: Any, probe: np.ndarray, output
             raise
         except Exception:  # inputs that the model does not take show nothing
             continue
-        if again.shape != output.shape or not np.allclose(again, output, rtol=1e-4, atol=1e-5):
+        room = 1e-5 * np.abs(output).max(initial=0)
+        if again.shape != output.shape or not np.allclose(again, output, rtol=1e-4, atol=room):
             raise WhenceError(
                 f"layer {adapter.layer_name!r}",
                 "a layer that everything in the model's output passes through",

@@ -523,7 +523,8 @@ class TorchAdapter(Adapter):
                 hook.remove()
         with torch.no_grad():
             moved = self._caller.output(tail.run(batch, 1.5 * seen[-1] + 1).result)
-        return moved.shape != plain.shape or not bool(torch.allclose(moved, plain, rtol=1e-5, atol=1e-6))
+        atol = 1e-6 * float(plain.abs().max())
+        return moved.shape != plain.shape or not bool(torch.allclose(moved, plain, rtol=1e-5, atol=atol))
 
     def _check_default(self, run: Any, batch: Any, u: Any, form: Form) -> None:
         """Raise unless the layer that is taken by default is the one that the output comes from."""
@@ -614,7 +615,8 @@ class TorchAdapter(Adapter):
 
     def _check_same_again(self, batch: Any) -> None:
         first, again = (as_numpy(self._record(batch)[0]) for _ in range(2))
-        if not np.allclose(first, again, rtol=1e-3, atol=1e-5, equal_nan=True):
+        scale = float(np.nan_to_num(np.abs(first)).max(initial=0))
+        if not np.allclose(first, again, rtol=1e-3, atol=1e-5 * scale, equal_nan=True):
             raise WhenceError(
                 "model",
                 "a model that gives the same features for the same inputs in eval mode",

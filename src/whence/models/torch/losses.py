@@ -50,6 +50,12 @@ _OF_TAGS = ("BCELoss", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss", "SoftMar
 #: Losses that take class numbers; all others of torch.nn take targets of the output's dtype.
 TAKE_CLASS_NUMBERS = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "MultiLabelMarginLoss")
 
+_MISMATCH = (
+    "Pass the loss that takes such outputs (NLLLoss takes log-probabilities, BCELoss probabilities, "
+    "CrossEntropyLoss and BCEWithLogitsLoss neither); if the model was trained like that, pass it as a "
+    "function: loss_function=lambda output, target: your_loss(output, target), one number a sample."
+)
+
 _NEEDS_LOSS = "a function of (output, target), or a loss of torch.nn that takes these two"
 
 
@@ -121,7 +127,7 @@ class PerSampleLoss:
         closed, tail = (None, "") if found is None else self._closed_form(found)
         if found is None or not tail:
             return LossSpec(None, "", self.described, ignored_class=ignored)
-        return LossSpec(closed, tail, self.described, found.mistaken(tail), ignored)
+        return LossSpec(closed, tail, self.described, found.mistaken(tail), ignored, _MISMATCH)
 
     def _closed_form(self, found: NamedLoss) -> tuple[Loss | None, str]:
         """Return the closed form with the settings of the loss, or None, and the tail that it takes."""

@@ -257,6 +257,8 @@ def _called(
                 return None
             if not _is_free_of_labels(torch, run, batch, u, loss):
                 return None
+            if not _is_free_of_others(torch, run, batch, u, loss):
+                return None
             for size in (n, n - 1):
                 part = _rows_of(batch, size)
                 factors.append(_factor(torch, run, loss_of, part, u[:size], loss))
@@ -269,7 +271,7 @@ def _called(
         first, second = first / counted, second / fewer
         if not _is_near(first, second):
             return None
-    loss.factor = 1.0 if _is_near(first, 1.0) else float(first)
+    loss.factor = 1.0 if _is_near(first, 1.0, 2e-5) else float(first)
     return loss
 
 
@@ -287,7 +289,8 @@ def _is_arranged(torch: Any, run: Run, batch: Any, u: Any, loss: CalledLoss) -> 
         value = function(flat, loss._as_target(flat, labels), **call.settings)
     except (WhenceError, RuntimeError, ValueError, IndexError):
         return False
-    if not _is_near(float(value.double().mean()), float(call.value.double().mean())):
+    rounding = 1e-6 * float(rows.abs().max())
+    if not _is_near(float(value.double().mean()), float(call.value.double().mean()), rounding):
         return False
     place = (0, *(size // 2 for size in positions))
     moved = u.clone()
@@ -319,8 +322,26 @@ def _is_free_of_labels(torch: Any, run: Run, batch: Any, u: Any, loss: CalledLos
             changed = loss.input_of(run((inputs, other), u), n, u)
         except Exception:  # labels that the module does not take
             continue
-        if changed.shape != plain.shape or not torch.allclose(changed, plain, rtol=1e-5, atol=1e-6):
+        if changed.shape != plain.shape or not _are_equal(torch, changed, plain):
             return False
+    return True
+
+
+def _is_free_of_others(torch: Any, run: Run, batch: Any, u: Any, loss: CalledLoss) -> bool:
+    """Whether what the loss gets of a sample stays the same without other samples, its label too."""
+    n = int(u.shape[0])
+    watched = run(batch, u)
+    full = loss.input_of(watched, n, u), loss.target_of(watched, n)
+    size_of_label = np.asarray(batch[1]).reshape(n, -1).sum(axis=1)
+    alone = [[int(i)] * 2 for i in (size_of_label.argmax(), size_of_label.argmin())]  # two: none squeezes
+    for rows in (list(range(n - 1)), list(range(1, n)), *alone):
+        watched = run(take_rows(batch, np.asarray(rows)), u[rows])
+        size = len(rows)
+        for part, whole in zip(
+            (loss.input_of(watched, size, u[rows]), loss.target_of(watched, size)), full, strict=True
+        ):
+            if part.shape != whole[rows].shape or not _are_equal(torch, part, whole[rows]):
+                return False
     return True
 
 
@@ -350,7 +371,7 @@ def _factor(
     if not np.abs(spans[0]).min() > 1e-9:
         return None, counted
     slopes = spans[1] / spans[0]
-    room = 2e-5 * (np.abs(totals).max() + 1) / np.abs(spans[0])
+    room = 2e-5 * np.abs(totals).max() / np.abs(spans[0])
     if np.any(np.abs(slopes - slopes[-1]) > 1e-4 * abs(slopes[-1]) + room) or slopes[-1] <= 0:
         return None, counted
     return float(slopes[-1]), counted
@@ -368,11 +389,12 @@ def _computed(
         singles = [
             float(loss_of(run(_rows_of(batch, slice(i, i + 1)), u[i : i + 1]).result)) for i in range(n)
         ]
+        room = 2e-5 * float(np.abs(singles).max())  # losses may be of any scale
         is_mean = is_sum = True
         for rows in (slice(0, n), slice(0, n - 1), slice(1, n)):
             total = float(loss_of(run(_rows_of(batch, rows), u[rows]).result))
-            is_mean = is_mean and _is_near(total, float(np.mean(singles[rows])))
-            is_sum = is_sum and _is_near(total, float(np.sum(singles[rows])))
+            is_mean = is_mean and _is_near(total, float(np.mean(singles[rows])), room)
+            is_sum = is_sum and _is_near(total, float(np.sum(singles[rows])), room)
     if not (is_mean or is_sum):
         raise WhenceError(
             _NAMED,
@@ -416,8 +438,16 @@ def _rest(tensor: Any, n: int, size: int) -> tuple[int, ...]:
     raise WhenceError(_NAMED, "one row for each position", f"shape {tuple(tensor.shape)}", _REMEDY)
 
 
-def _is_near(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=2e-4, abs_tol=2e-5)
+def _are_equal(torch: Any, part: Any, whole: Any) -> bool:
+    """Whether two tensors are equal but for rounding."""
+    if not whole.is_floating_point():
+        return bool(torch.equal(part, whole.to(part.dtype)))
+    atol = 1e-6 * float(whole.abs().max())
+    return bool(torch.allclose(part.to(whole.dtype), whole, rtol=1e-5, atol=atol))
+
+
+def _is_near(a: float, b: float, room: float = 0.0) -> bool:
+    return math.isclose(a, b, rel_tol=2e-4, abs_tol=room)
 
 
 def _is_same(torch: Any, a: Any, b: Any) -> bool:

@@ -48,6 +48,7 @@ class TorchTail:
         self._form = form
         self._loss = loss
         self._cast: dict[str, dict[str, Any]] = {}
+        self._before: set[str] | None = None
         self._runs_in_a_loop = False
 
     def run(self, batch: Any, u: Any, precision: str | None = None) -> Watched:
@@ -136,17 +137,17 @@ class TorchTail:
             precision, full = self._first_that_runs(lambda dtype: run(repeated(one, 3), probe, dtype))
             if full.shape == probe.shape and bool(torch.equal(full, probe.to(full.dtype))):
                 return lambda u, precision: u
-            try:
-                small = run(one, probe, precision)
-                one_is_enough = small.shape == full.shape
-                one_is_enough = one_is_enough and torch.allclose(small, full, rtol=1e-5, atol=1e-6)
-            except Exception:  # whatever the user's code raises for sizes that do not fit
-                one_is_enough = False
-
-        def at(u: Any, precision: str) -> Any:
-            return run(one if one_is_enough else repeated(one, int(u.shape[0])), u, precision)
-
-        return at
+            for form in (_with_labels_repeated, lambda one, _: one):
+                try:
+                    small = run(form(one, 3), probe, precision)
+                except Exception:  # whatever the user's code raises for sizes that do not fit
+                    continue
+                room = 1e-6 * float(full.abs().max())
+                if small.shape == full.shape and torch.allclose(small, full, rtol=1e-5, atol=room):
+                    break
+            else:
+                form = repeated
+        return lambda u, precision: run(form(one, int(u.shape[0])), u, precision)
 
     @staticmethod
     def _first_that_runs(run: Callable[[str], Any]) -> tuple[str, Any]:
@@ -206,10 +207,11 @@ class TorchTail:
         if precision in self._cast:
             return self._cast[precision]
         dtype = getattr(self._torch, precision)
-        before = self._modules_before(batch)
+        if self._before is None:
+            self._before = self._modules_before(batch)
         cast = {}
         for prefix, module in self._model.named_modules():
-            if prefix in before or module is self._layer.module:
+            if prefix in self._before or module is self._layer.module:
                 continue
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
             for name, tensor in own:
@@ -240,6 +242,12 @@ class TorchTail:
 def repeated(one: Any, n_rows: int) -> Any:
     """Return a batch of one sample as one of several."""
     return map_leaves(lambda leaf: leaf.repeat(n_rows, axis=0), one)
+
+
+def _with_labels_repeated(one: Any, n_rows: int) -> Any:
+    """Return a batch of one sample with a label for each row, for modules that compute their loss."""
+    inputs, labels = one
+    return inputs, None if labels is None else repeated(labels, n_rows)
 
 
 def _two_at_least(torch: Any, rows: Any) -> Any:
