@@ -32,7 +32,13 @@ QUICK = settings(
 )
 
 
-@pytest.fixture(scope="module", params=[np.asarray, scipy.sparse.csr_array], ids=["dense", "sparse"])
+KINDS = [
+    pytest.param(np.asarray, id="dense"),
+    pytest.param(scipy.sparse.csr_array, id="sparse", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def made(request, tmp_path_factory):
     """A folder beside which a file stands, and what makes its method again."""
     top = tmp_path_factory.mktemp("hostile")
