@@ -18,7 +18,7 @@ from whence.models import InfluenceModel
 
 __all__ = ["LabelErrors"]
 
-SCORES = ("ridge", "leave_one_out", "self_influence", "loss")
+SCORES = ("label_noise", "ridge", "leave_one_out", "self_influence", "loss")
 
 
 class LabelErrors(BaseEstimator):
@@ -33,9 +33,9 @@ class LabelErrors(BaseEstimator):
     estimator : estimator, default=None
         What to fit: a linear model, a perceptron, an ensemble of trees of scikit-learn, XGBoost or
         LightGBM, or a pipeline that ends in one. ``None`` takes ``LogisticRegression()``.
-    rank_by : {"ridge", "leave_one_out", "self_influence", "loss"}, default=None
+    rank_by : {"label_noise", "ridge", "leave_one_out", "self_influence", "loss"}, default=None
         What to rank by; see ``score`` of :meth:`whence.RepresenterPointLJE.suspects`, and for ``None`` its
-        default: ``"ridge"`` for linear classifiers and perceptrons, ``"leave_one_out"`` for the rest.
+        default: ``"label_noise"`` for classifiers, ``"leave_one_out"`` for the rest.
     damping : float, default=1e-3
         Added to the Hessian's diagonal, next to the estimator's own regularisation.
 
@@ -45,6 +45,12 @@ class LabelErrors(BaseEstimator):
         How doubtful each label is, in the order of the samples; larger is more doubtful.
     ranking_ : array of shape (n_samples,), integers
         The samples' positions, the most doubtful first.
+    n_errors_ : int or None
+        How many labels are wrong, by estimate; None unless ranked by ``"label_noise"``.
+    interval_ : (int, int) or None
+        An interval for it.
+    noise_ : array of shape (n_classes, n_classes) or None
+        The share of the samples of each true class (row) that were given each label (column).
     estimator_ : estimator
         The fitted copy.
     classes_ : array of shape (n_classes,)
@@ -114,15 +120,16 @@ class LabelErrors(BaseEstimator):
         self.ranking_: np.ndarray = np.asarray(ranked.ids)
         self.scores_: np.ndarray = np.empty(len(labels), dtype=np.float64)
         self.scores_[self.ranking_] = ranked.scores
+        self.n_errors_, self.interval_, self.noise_ = ranked.n_suspects, ranked.interval, ranked.noise
         return self
 
-    def suspects(self, k: int) -> np.ndarray:
+    def suspects(self, k: int | None = None) -> np.ndarray:
         """Return the positions of the samples whose labels are most doubtful.
 
         Parameters
         ----------
-        k : int
-            How many to return.
+        k : int, optional
+            How many to return: by default as many as there are wrong labels, by estimate.
 
         Returns
         -------
@@ -130,6 +137,8 @@ class LabelErrors(BaseEstimator):
             The most doubtful first.
         """
         check_is_fitted(self)
+        if k is None and self.n_errors_ is not None:
+            return self.ranking_[: self.n_errors_]
         check_number(k, "k", minimum=1, integer=True)
         return self.ranking_[:k]
 

@@ -19,6 +19,7 @@ from whence.layers.linear_layer import Block
 from whence.layers.products import squared_norms
 from whence.layers.rows import Rows
 from whence.methods.gradient import Gradients, LossQuestion, no_step_to_leave_out
+from whence.methods.ridge import Ridge
 from whence.methods.several import RowQuestion, RowRule, curvature_rows
 from whence.methods.solver import Drawn, build_for_rows
 from whence.progress import track
@@ -160,6 +161,13 @@ class OverLayers:
 
     def _left_out(self, seen: Observation, batch: Batch, gradients: Rows, rows: np.ndarray) -> np.ndarray:
         """Return minus the margins of a batch of training samples, each without itself."""
+        weight = None if seen.weight is None else as_numpy(seen.weight)
+        block = Block(self._after(seen, batch, gradients, rows), as_numpy(seen.target), weight)
+        of_rows = block.rows()
+        return -as_numpy(block.mean_over_positions(self.layer.loss.margin(of_rows.phi, of_rows.target)))
+
+    def _after(self, seen: Observation, batch: Batch, gradients: Rows, rows: np.ndarray) -> np.ndarray:
+        """Return the pre-activations of a batch of training samples, each without itself."""
         u = np.asarray(as_numpy(self.layer.pre_activations(seen.phi)), dtype=np.float64)
         n_outputs, n_samples = self.layer.n_outputs, self.index.n_samples
         flat = u.reshape(len(u), -1)
@@ -169,11 +177,7 @@ class OverLayers:
             by_output[:, column] = 1
             asked = self.influence_model.several.rows(seen.inputs, by_output.reshape(u.shape))
             moved[:, column] = self.rule.moved(asked, gradients)
-        after = (flat + moved / n_samples).reshape(*u.shape[:-1], n_outputs)
-        weight = None if seen.weight is None else as_numpy(seen.weight)
-        block = Block(after, as_numpy(seen.target), weight)
-        of_rows = block.rows()
-        return -as_numpy(block.mean_over_positions(self.layer.loss.margin(of_rows.phi, of_rows.target)))
+        return (flat + moved / n_samples).reshape(*u.shape[:-1], n_outputs)
 
     def _of_training(self, function: Callable[..., np.ndarray]) -> np.ndarray:
         """Return ``function(seen, batch, gradients, rows)`` of every stored sample.
@@ -208,9 +212,22 @@ class OverLayers:
     def _suspicion(self, score: str, progress: bool | None) -> np.ndarray:
         if score != "leave_one_out":
             return self._of_one_layer("_suspicion")(score, progress)
+        return self._of_every_batch(self._left_out)
+
+    def _rows_left_out(self, progress: bool | None) -> np.ndarray:
+        return self._of_every_batch(self._after)
+
+    def _leaves_out_at_once(self) -> bool:
+        return True
+
+    def _of_every_batch(self, function: Callable[..., np.ndarray]) -> np.ndarray:
         if self.rule.normalisation == "gradient":
             raise no_step_to_leave_out()
-        return self._of_training(self._left_out)
+        return self._of_training(function)
+
+    def _default_score(self) -> str:
+        suits = self.rule.prefers_ridge and Ridge.where_it_suits(self.layer, self.index) is not None
+        return "ridge" if suits else "leave_one_out"
 
     # ------------------------------------------------------------------------------ storing
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from whence._errors import WhenceError
 from whence.answers.accuracy import is_sum, sum_error
+from whence.answers.doubt import Doubt, doubt_by_label_noise, not_classes
 from whence.answers.explanation import Explanation
 from whence.answers.reading import Scorer, Vectors, all_scores, at_most, check_k
 from whence.answers.suspects import Suspects
@@ -19,7 +20,7 @@ from whence.index import Shard
 from whence.indexing.observation import Observation
 from whence.methods.base import Rule
 from whence.methods.question import Question, hide, join, positions_of
-from whence.methods.ridge import Ridge
+from whence.methods.ridge import Ridge, has_rows
 from whence.progress import track
 from whence.search.scores import LinearNearestNeighbors, Queries, scores
 from whence.search.top_k import ORDER
@@ -30,7 +31,7 @@ __all__ = ["Answers", "members_of"]
 QUERY_ROWS = 256
 
 #: What training samples can be ranked by; see :meth:`Answers.suspects`.
-SCORES = ("ridge", "leave_one_out", "self_influence", "loss")
+SCORES = ("label_noise", "ridge", "leave_one_out", "self_influence", "loss")
 
 
 class Answers(Scorer):
@@ -121,20 +122,24 @@ class Answers(Scorer):
             The training set, or a part of it; all that is stored of it by default.
         k : int or None, default=50
             How many to list; ``None`` ranks all.
-        score : {"ridge", "leave_one_out", "self_influence", "loss"}, optional
+        score : {"label_noise", "ridge", "leave_one_out", "self_influence", "loss"}, optional
             ``"ridge"``: minus the margin of the given label in what a ridge regression of the labels on
             the layer's inputs, fitted to all other samples, says of the sample
             (:class:`whence.methods.ridge.Ridge`). ``"leave_one_out"``: the same for the
-            prediction that the layer would make without the sample. ``"self_influence"``:
-            :meth:`compute_influence_values`. ``"loss"``: the model's loss on the sample. Along a sequence
-            a sample is left out with all its positions, and margins and losses are averaged over them by
-            what they count.
+            prediction that the layer would make without the sample. ``"label_noise"``: minus the log
+            probability that the given label is true, by a model of label noise that is fitted to both
+            (:mod:`whence.methods.label_noise`). It alone says how many labels are wrong:
+            ``n_suspects``. ``"self_influence"``: :meth:`compute_influence_values`. ``"loss"``: the model's
+            loss on the sample. Along a sequence a sample is left out with all its positions, and margins
+            and losses are averaged over them by what they count.
 
-            By default :class:`~whence.RepresenterPointLJE` takes ``"ridge"``, which finds most wrong
-            labels, where samples have one class (or several, yes or no), a loss with a closed form and
-            one row of up to 10,000 features that are not all 0 or 1 and spread over three directions
-            or more; for all else, such as trees, regressions and sequences, ``"leave_one_out"``. The
-            other methods rank by themselves: ``"leave_one_out"``.
+            By default :class:`~whence.RepresenterPointLJE` takes ``"label_noise"`` where samples have one
+            class (or several, yes or no), a loss with a closed form and one row of features; over several
+            layers ``"ridge"``; for all else, such as regressions and sequences, ``"leave_one_out"``. The
+            other methods rank by themselves: ``"leave_one_out"``. Features that are all 0 or 1, as the
+            leaves of trees, more than 10,000 of them, or samples that spread over fewer than three
+            directions, say nothing by a ridge regression: the model of label noise then does without.
+            With a solver that has to solve for each sample, it takes the ridge regression alone.
         progress : bool, optional
 
         Returns
@@ -152,7 +157,8 @@ class Answers(Scorer):
         if train_set is not None:
             rows, _ = self._training_set.match(self.influence_model.open(train_set, "train_set"))
         k = rows.size if wanted is None else at_most(wanted, rows.size)
-        every = self._suspicion(score, show)
+        doubt = self._doubt(show) if score == "label_noise" else None
+        every = self._suspicion(score, show) if doubt is None else doubt.scores
         order = np.argsort(-every[rows], kind="stable")[:k]
         chosen = rows[order]
         return Suspects(
@@ -162,6 +168,7 @@ class Answers(Scorer):
             labels=self._stored_labels(chosen),
             predictions=self._stored_predictions(chosen),
             about=self.about() | self.measured() | {"score": score},
+            **({} if doubt is None else _estimates(doubt, rows, chosen)),
         )
 
     def influences(
@@ -335,13 +342,35 @@ class Answers(Scorer):
             left_out = Ridge(self.layer, self.index).left_out()
             target = as_numpy(self.index.gather("target", np.arange(len(left_out))))
             return -as_numpy(self.layer.loss.margin(left_out, target))
+        if score == "label_noise":
+            return self._doubt(progress).scores
         function = _losses_of if score == "loss" else _margins_left_out
         return self._of_shards(function, f"suspects by {score}", progress, score != "loss")
 
     def _default_score(self) -> str:
         """Return what doubtful labels are ranked by unless a score is asked for: the method itself."""
-        suits = self.rule.prefers_ridge and Ridge.where_it_suits(self.layer, self.index) is not None
-        return "ridge" if suits else "leave_one_out"
+        classes = has_rows(self.layer, self.index) and self.layer.loss.margin_compares_outputs
+        return "label_noise" if classes and self.rule.prefers_ridge else "leave_one_out"
+
+    def _doubt(self, progress: bool | None) -> Doubt:
+        """Return what a model of label noise says of all stored samples."""
+        layer = self.layer
+        if not (has_rows(layer, self.index) and layer.loss.margin_compares_outputs):
+            raise not_classes(layer.loss)
+        ridge = Ridge.where_it_suits(layer, self.index)
+        evidence = [] if ridge is None else [ridge.left_out()]
+        if not evidence or self._leaves_out_at_once():
+            evidence.append(self._rows_left_out(progress))
+        target = as_numpy(self.index.gather("target", np.arange(self.index.n_samples)))
+        return doubt_by_label_noise(layer.loss, target, evidence, centred=ridge is not None)
+
+    def _leaves_out_at_once(self) -> bool:
+        """Whether a sample can be left out without a solve of its own, which takes long."""
+        return self.rule.for_workers(with_solver=True) is not None
+
+    def _rows_left_out(self, progress: bool | None) -> np.ndarray:
+        """Return the pre-activations of all stored samples, each without itself, shape ``(N, C)``."""
+        return self._of_shards(_rows_left_out, "suspects by label noise", progress, True)
 
 
 def _both_ends(search: LinearNearestNeighbors, queries: Queries, in_double: bool) -> dict[str, np.ndarray]:
@@ -360,6 +389,24 @@ def _both_ends(search: LinearNearestNeighbors, queries: Queries, in_double: bool
 def _losses_of(rule: Rule, shard: Shard) -> np.ndarray:
     """Return the model's loss on the samples of a shard, shape ``(n,)``."""
     return as_numpy(rule.layer.losses(shard.block))
+
+
+def _rows_left_out(rule: Rule, shard: Shard) -> np.ndarray:
+    """Return the pre-activations of samples without themselves, shape ``(n, C)``."""
+    return np.asarray(as_numpy(rule.leave_one_out(shard.block)), dtype=np.float64)
+
+
+def _estimates(doubt: Doubt, rows: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
+    """Return what an answer says beside the ranking of ``rows``, of which ``chosen`` are listed."""
+    n_wrong, lowest, highest = doubt.count(rows)
+    return {
+        "n_suspects": n_wrong,
+        "interval": (lowest, highest),
+        "noise": doubt.noise,
+        "is_suspect": np.arange(len(chosen)) < n_wrong,
+        "suggestions": doubt.suggestions(chosen),
+        "tag_scores": doubt.tag_scores(chosen),
+    }
 
 
 def _margins_left_out(rule: Rule, shard: Shard) -> np.ndarray:

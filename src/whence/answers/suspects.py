@@ -24,6 +24,9 @@ from whence.answers.views import view_of
 
 __all__ = ["Suspects"]
 
+#: What there is one of for each suspect.
+BY_ROW = ("ids", "scores", "labels", "predictions", "is_suspect", "suggestions", "tag_scores")
+
 
 @dataclass(frozen=True)
 class Suspects:
@@ -43,6 +46,19 @@ class Suspects:
         count.
     about : dict
         How they were computed: method, layer, loss, N, ...
+    n_suspects : int or None
+        How many of all ranked labels are wrong, by estimate. This and what follows is there where the
+        score is ``"label_noise"``, and None elsewhere.
+    interval : (int, int) or None
+        An interval for it: what all models of label noise say, and their uncertainty.
+    is_suspect : array of shape (k,), booleans, or None
+        Whether a sample is among the first ``n_suspects`` of the ranking: where to stop.
+    suggestions : array of shape (k,) or (k, C), or None
+        The likeliest label apart from the given one.
+    noise : array of shape (C, C), or (C, 2, 2) of tags, or None
+        The share of the samples of each true class (row) that were given each label (column).
+    tag_scores : array of shape (k, C), or None
+        How doubtful each tag is, where samples have several, yes or no.
     """
 
     ids: np.ndarray
@@ -51,6 +67,12 @@ class Suspects:
     labels: np.ndarray
     predictions: np.ndarray
     about: dict[str, Any] = field(default_factory=dict)
+    n_suspects: int | None = None
+    interval: tuple[int, int] | None = None
+    is_suspect: np.ndarray | None = None
+    suggestions: np.ndarray | None = None
+    noise: np.ndarray | None = None
+    tag_scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return how many samples are listed."""
@@ -59,7 +81,8 @@ class Suspects:
     def __getitem__(self, key: Any) -> Suspects:
         """Return one suspect by its id, several by a list of ids, or a slice of the ranking."""
         rows = rows_by_id(key, self.ids, "suspects", "a listed sample")
-        return replace(self, **{n: v[rows] for n, v in vars(self).items() if n not in ("score", "about")})
+        given = ((name, getattr(self, name)) for name in BY_ROW)
+        return replace(self, **{name: value[rows] for name, value in given if value is not None})
 
     def __iter__(self) -> Iterator[Suspects]:
         """Iterate over the suspects, the most doubtful first."""
@@ -69,7 +92,8 @@ class Suspects:
         return any(is_named(name, sample_id) for name in self.ids)
 
     def __repr__(self) -> str:
-        return f"Suspects: {pluralised(len(self), 'label')} ranked by {self.score}{by_method(self.about)}"
+        found = f"Suspects: {pluralised(len(self), 'label')} ranked by {self.score}{by_method(self.about)}"
+        return found if self.n_suspects is None else f"{found}; {self.estimate}"
 
     def _repr_html_(self) -> str:
         text: str = view_of("suspects", "notebook")(self)
@@ -80,8 +104,18 @@ class Suspects:
         """The kind of predictions and labels: ``"class"``, ``"tags"`` (rows of 0 and 1) or ``"value"``."""
         return label_kind(self.about, self.predictions)
 
+    @property
+    def estimate(self) -> str:
+        """How many labels are wrong, in words; empty where no model of label noise says it."""
+        if self.n_suspects is None or self.interval is None:
+            return ""
+        lowest, highest = self.interval
+        return f"about {self.n_suspects:,} of all labels are wrong ({lowest:,} to {highest:,})"
+
     def to_frame(self, library: str = "pandas") -> Any:
         """Return one row a suspect, as a data frame: ``id``, ``score``, ``label``, ``prediction``.
+
+        Ranked by ``"label_noise"`` also ``is_suspect`` and ``suggestion``, the likeliest other label.
 
         Parameters
         ----------
@@ -94,12 +128,15 @@ class Suspects:
         return write_parquet(self._columns(), self.about | {"score": self.score}, path)
 
     def _columns(self) -> dict[str, Any]:
-        return {
+        columns = {
             "id": frame_cells(self.ids),
             "score": self.scores,
             "label": frame_cells(named_classes(self.labels, self.about)),
             "prediction": frame_cells(named_classes(self.predictions, self.about)),
         }
+        if self.is_suspect is None or self.suggestions is None:
+            return columns
+        return columns | {"is_suspect": self.is_suspect, "suggestion": frame_cells(self.suggestions)}
 
     def save_html(
         self,

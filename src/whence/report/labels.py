@@ -16,6 +16,7 @@ from whence.report.samples import listed_names
 __all__ = ["SCORE_NAMES", "Wording", "label_text"]
 
 SCORE_NAMES = {
+    "label_noise": "label-noise score",
     "ridge": "ridge score",
     "leave_one_out": "leave-one-out score",
     "self_influence": "self-influence",
