@@ -35,7 +35,7 @@ class LabelErrors(BaseEstimator):
         LightGBM, or a pipeline that ends in one. ``None`` takes ``LogisticRegression()``.
     rank_by : {"label_noise", "ridge", "leave_one_out", "self_influence", "loss"}, default=None
         What to rank by; see ``score`` of :meth:`whence.RepresenterPointLJE.suspects`, and for ``None`` its
-        default: ``"label_noise"`` for classifiers, ``"leave_one_out"`` for the rest.
+        default: ``"label_noise"`` for linear classifiers and perceptrons, ``"leave_one_out"`` for the rest.
     damping : float, default=1e-3
         Added to the Hessian's diagonal, next to the estimator's own regularisation.
 

@@ -122,7 +122,7 @@ def test_sparse_features_are_those_of_dense_ones():
     model = whence.InfluenceModel(LogisticRegression(max_iter=10_000).fit(thin, CLASSES))
     other = whence.RepresenterPointLJE(model, (sparse, CLASSES), whence.ExactIHVPFactory(), progress=False)
     assert_close(scores_of(other, (sparse, CLASSES)), scores_of(method, data), SOLVE)
-    assert other.suspects((sparse, CLASSES), 1).score == method.suspects(data, 1).score == "ridge"
+    assert other.suspects((sparse, CLASSES), 1).score == method.suspects(data, 1).score == "label_noise"
 
 
 def test_a_wrong_label_that_the_model_fits_comes_first():
@@ -142,7 +142,7 @@ def test_a_wrong_label_that_the_model_fits_comes_first():
 
 def test_what_is_ranked_by_unless_told_otherwise():
     method, data = made()
-    assert method.suspects(data, 1).score == "ridge"
+    assert method.suspects(data, 1).score == "label_noise"
     influence = whence.InfluenceFunctions(
         method.influence_model, data, whence.ExactIHVPFactory(), progress=False
     )

@@ -133,13 +133,13 @@ class Answers(Scorer):
             loss on the sample. Along a sequence a sample is left out with all its positions, and margins
             and losses are averaged over them by what they count.
 
-            By default :class:`~whence.RepresenterPointLJE` takes ``"label_noise"`` where samples have one
-            class (or several, yes or no), a loss with a closed form and one row of features; over several
-            layers ``"ridge"``; for all else, such as regressions and sequences, ``"leave_one_out"``. The
-            other methods rank by themselves: ``"leave_one_out"``. Features that are all 0 or 1, as the
-            leaves of trees, more than 10,000 of them, or samples that spread over fewer than three
-            directions, say nothing by a ridge regression: the model of label noise then does without.
-            With a solver that has to solve for each sample, it takes the ridge regression alone.
+            By default :class:`~whence.RepresenterPointLJE` takes ``"label_noise"``, which finds most
+            wrong labels, where samples have one class (or several, yes or no), a loss with a closed form
+            and one row of up to 10,000 features that are not all 0 or 1 and spread over three directions
+            or more (over several layers ``"ridge"``); for all else, such as trees, regressions and
+            sequences, ``"leave_one_out"``. The other methods rank by themselves: ``"leave_one_out"``.
+            Asked for where no ridge regression suits, ``"label_noise"`` does without one; where the solver
+            has to solve for each sample, it takes the ridge regression alone.
         progress : bool, optional
 
         Returns
@@ -349,8 +349,8 @@ class Answers(Scorer):
 
     def _default_score(self) -> str:
         """Return what doubtful labels are ranked by unless a score is asked for: the method itself."""
-        classes = has_rows(self.layer, self.index) and self.layer.loss.margin_compares_outputs
-        return "label_noise" if classes and self.rule.prefers_ridge else "leave_one_out"
+        suits = self.rule.prefers_ridge and Ridge.where_it_suits(self.layer, self.index) is not None
+        return "label_noise" if suits else "leave_one_out"
 
     def _doubt(self, progress: bool | None) -> Doubt:
         """Return what a model of label noise says of all stored samples."""

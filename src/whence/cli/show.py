@@ -196,6 +196,8 @@ def suspects_content(answer: Answer) -> dict[str, Any]:
     return {
         "command": "suspects",
         "score": found.score,
+        "n_suspects": found.n_suspects,
+        "interval": found.interval,
         "classes": answer.class_names,
         "report": None if answer.report is None else str(answer.report.resolve()),
         "about": found.about,
@@ -209,6 +211,8 @@ def print_suspects(answer: Answer) -> None:
     wording = Wording.of(found, answer.class_names)
     first = f"The {len(found):,} of {found.about['n_samples']:,} labels to look at first"
     terminal.line((f"{first}, by {found.score.replace('_', '-')}:", "bold"))
+    if found.n_suspects is not None:
+        terminal.line((f"{found.estimate[0].upper()}{found.estimate[1:]}.", "dim"))
     table = Table(box=None, pad_edge=False)
     for heading in ("", "score"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -132,6 +132,13 @@ def plot_suspects(
     score = SCORE_NAMES.get(suspects.score, suspects.score)
     ax.set_xlabel(plain_line(score), **LITERAL)
     ax.set_title("Labels to look at first", loc="left")
+    if suspects.is_suspect is not None:
+        n_wrong = int(suspects.is_suspect[:k].sum())
+        if n_wrong < k:
+            ax.axhline(n_wrong - 0.5, color=AGAINST, linestyle="--", linewidth=1)
+        ax.annotate(
+            suspects.estimate, (1, 1), xycoords="axes fraction", ha="right", va="bottom", fontsize=8
+        )
     return ax
 
 

@@ -51,6 +51,9 @@ def suspects_table(
     columns += [Column("Sample", sortable=False)] if training_samples is not None else []
     columns += [Column("Id", numeric=True), Column("Given label", choices=True)]
     columns += [Column("Model says", choices=True), Column("Score", numeric=True)]
+    columns += [Column("Likeliest other"), Column("Wrong", choices=True)] * (
+        suspects.n_suspects is not None
+    )
     columns += [Column(notes_title)] if notes is not None else []
     rows, records = [], []
     for rank in range(shown):
@@ -62,6 +65,11 @@ def suspects_table(
             alt = f"training sample {visible(sample_id)}, {wording.given(suspects.labels[rank])}"
             row.append(Cell(picture=picture(sample_id, alt)))
         row += [Cell(visible(sample_id)), Cell(given), Cell(said), Cell(number(value, digits=2), key=value)]
+        if suspects.suggestions is not None and suspects.is_suspect is not None:
+            other = wording.text(suspects.suggestions[rank])
+            wrong = "yes" if suspects.is_suspect[rank] else "no"
+            row += [Cell(other), Cell(wrong)]
+            record += [other, wrong]
         if notes is not None:
             note = notes.get(plain_id(sample_id), "")
             row.append(Cell(note or "–", mark=bool(note)))
@@ -71,7 +79,10 @@ def suspects_table(
     n_samples = suspects.about.get("n_samples")
     of = f" of {n_samples:,}" if n_samples else ""
     caption = caption or f"The {shown:,}{of} labels most likely wrong, ranked by {score}"
-    heads = ["rank", "id", "given label", "model says", score] + [notes_title] * (notes is not None)
+    caption += f": {suspects.estimate}" * (suspects.n_suspects is not None)
+    heads = ["rank", "id", "given label", "model says", score]
+    heads += ["likeliest other", "wrong"] * (suspects.n_suspects is not None)
+    heads += [notes_title] * (notes is not None)
     return Table(caption, columns, rows, Export("suspects.csv", heads, records))
 
 
