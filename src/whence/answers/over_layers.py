@@ -193,13 +193,16 @@ class OverLayers:
                 "Make the method with the dataset, or rank by score='loss' or 'ridge'.",
             )
         opened = self.influence_model.open(given, "dataset")
-        values = np.full(self.index.n_samples, np.nan)
+        values = np.empty(0)
         for batch in track(opened, "training samples", opened.n_batches, self.progress):  # type: ignore
             seen = self._observe(batch)  # type: ignore[attr-defined]
             rows = self._training_set.rows(batch)  # type: ignore[attr-defined]
-            values[rows] = function(seen, batch, self.index.take(rows).gradients, rows)
+            found = function(seen, batch, self.index.take(rows).gradients, rows)
+            if not values.size:
+                values = np.full((self.index.n_samples, *found.shape[1:]), np.nan)
+            values[rows] = found
         values = values[self.index.first_rows(np.arange(len(values)))]
-        missing = int(np.isnan(values).sum())
+        missing = int(np.isnan(values.reshape(len(values), -1)).any(axis=1).sum())
         if missing:
             raise WhenceError(
                 "dataset",

@@ -136,7 +136,8 @@ class Suspects:
         }
         if self.is_suspect is None or self.suggestions is None:
             return columns
-        return columns | {"is_suspect": self.is_suspect, "suggestion": frame_cells(self.suggestions)}
+        suggested = named_classes(self.suggestions, self.about)
+        return columns | {"is_suspect": self.is_suspect, "suggestion": frame_cells(suggested)}
 
     def save_html(
         self,

@@ -370,7 +370,7 @@ def suspects(
         option(
             "--score",
             panel=METHOD,
-            help="label_noise, ridge, leave_one_out, self_influence or loss; by default what suits the model.",
+            help="label_noise, ridge, leave_one_out, self_influence or loss; by default what suits.",
         ),
     ] = None,
     method: MethodName = None,
