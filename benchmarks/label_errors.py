@@ -15,7 +15,7 @@ from _common import parser
 from _data import EPOCHS, data_of
 
 NAMES = ("digits", "breast cancer", "wine")
-COLUMNS = ("default", "leave_one_out", "loss", "influence values", "influence values, given")
+COLUMNS = ("default", "ridge", "leave_one_out", "loss", "influence values", "influence values, given")
 
 
 def areas(name: str, share: float, seed: int, epochs: int) -> dict[str, float]:
@@ -49,7 +49,7 @@ def areas(name: str, share: float, seed: int, epochs: int) -> dict[str, float]:
         values = np.concatenate([v.numpy() for _, v in lje.compute_influence_values(train)])
         column = "influence values" if label == "predicted" else "influence values, given"
         result[column] = roc_auc_score(wrong, values)
-    for score in (None, "leave_one_out", "loss"):
+    for score in (None, "ridge", "leave_one_out", "loss"):
         ranked = lje.suspects(train, k=None, score=score)
         every = np.empty(y.size)
         every[ranked.ids] = ranked.scores

@@ -125,7 +125,7 @@ def one_run(seed: int, *, name: str, kind: str, share: float, smoke: bool) -> tu
         for fit_to in ("predictions", "labels")
     }
     scores = {
-        "default of suspects": ranked(lje["predicted"]),
+        "ridge regression": ranked(lje["predicted"], "ridge"),
         "training loss": ranked(influence, "loss"),
         **left_out(influence),
         "leave-one-out margin, leverage, refitted": refitted(influence),
@@ -312,7 +312,7 @@ def table_of_labels(frame: Any, kind: str) -> Any:
 # ---- figures ------------------------------------------------------------------------------------
 
 DRAWN = {
-    "default of suspects": "default of suspects",
+    "ridge regression": "ridge regression",
     "leave-one-out margin": "leave-one-out margin",
     "training loss": "training loss",
     "feature similarity": "feature similarity",

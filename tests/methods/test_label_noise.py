@@ -169,7 +169,7 @@ def test_a_wrong_tag_is_found_among_the_tags():
     wrong = np.zeros(tags.shape, bool)
     wrong[np.arange(20), rng.integers(0, 3, 20)] = True
     given = np.where(wrong, 1 - tags, tags).astype(np.float32)
-    layer = torch.nn.Linear(8, 3)
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200)
     loss = torch.nn.BCEWithLogitsLoss()
 
@@ -180,7 +180,7 @@ def test_a_wrong_tag_is_found_among_the_tags():
         return value
 
     optimizer.step(closure)
-    model = whence.InfluenceModel(layer, loss=loss)
+    model = whence.InfluenceModel(layer, loss_function=loss)
     data = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(given)), batch_size=100
     )

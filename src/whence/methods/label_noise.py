@@ -28,7 +28,7 @@ __all__ = ["LabelNoise", "NoiseModel", "as_two_classes"]
 
 #: Samples that a model is fitted to, and numbers of evidence, at most; all samples are judged.
 FITTED_ROWS = 20_000
-FITTED_CELLS = 4_000_000
+FITTED_CELLS = 1_000_000
 #: Samples that the noise of a class to each other class is worth before any was seen.
 PSEUDO_COUNTS = 20.0
 #: Standard deviation of a class's bias, and of a slope around 1, before any sample was seen. Evidence of a
@@ -40,6 +40,8 @@ LONGEST_STEP = 3.0
 #: Share of wrong labels that the fit starts from.
 FIRST_SHARE = 0.03
 ROUNDS = 40
+#: Newton steps a round; one is enough, and cheaper, where there are many classes.
+STEPS, MANY_CLASSES = 3, 50
 #: The fit ends when no entry of the noise moves further than this.
 STEADY = 1e-4
 
@@ -93,11 +95,12 @@ class NoiseModel:
         z, noise = _standard(evidence, scales), _even(FIRST_SHARE, n_classes)
         model = cls(scales, np.ones(len(z)), np.zeros(n_classes), noise, bias_spread)
         model = model._moved(z, one_hot(labels, n_classes, np.float64), 15)
+        steps = STEPS if n_classes <= MANY_CLASSES else 1
         for _ in range(ROUNDS):
             posterior = np.exp(_normalised(model._joint(z, labels)))
             noise = _noise_of(posterior, labels, differs)
             moved = float(np.abs(noise - model.noise).max())
-            model = replace(model, noise=noise)._moved(z, posterior, 3)
+            model = replace(model, noise=noise)._moved(z, posterior, steps)
             if moved < STEADY:
                 break
         return replace(model, fit=model._penalised(z, labels, differs))
@@ -242,7 +245,7 @@ class LabelNoise:
             Whether the first piece of evidence says nothing of how frequent classes are.
         seed : int
             Draws the samples that models are fitted to, where there are more than 20,000, or more than
-            4,000,000 numbers of evidence.
+            1,000,000 numbers of evidence.
         """
         n, n_classes = evidence[0].shape
         n_fitted = min(n, FITTED_ROWS, max(FITTED_CELLS // n_classes, 1))
