@@ -349,7 +349,8 @@ def test_what_a_person_sees(index, files, whence_, monkeypatch):
     assert shown.out.count("training sample  labelled") == T
     assert "new4: predicted " in shown.out
     ranked = whence_("suspects", index, "--k", 4)
-    assert ranked.out.startswith("The 4 of 60 labels to look at first, by ridge:")
+    assert ranked.out.startswith("The 4 of 60 labels to look at first, by label-noise:")
+    assert "labels are wrong" in ranked.out
     assert "model says" in ranked.out
 
 
