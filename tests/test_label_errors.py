@@ -36,7 +36,9 @@ def flipped():
     return StandardScaler().fit_transform(x), np.where(wrong, 1 - y, y), wrong
 
 
-@pytest.mark.parametrize("rank_by", [None, "ridge", "leave_one_out", "self_influence", "loss"])
+@pytest.mark.parametrize(
+    "rank_by", [None, "label_noise", "ridge", "leave_one_out", "self_influence", "loss"]
+)
 def test_scores_are_those_of_suspects(rank_by):
     x, y, _ = flipped()
     errors = LabelErrors(rank_by=rank_by, damping=1e-2).fit(x, y)
