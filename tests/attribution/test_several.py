@@ -6,6 +6,8 @@ import tolerances
 
 import whence
 from whence import WhenceError
+from whence.methods.label_noise import LabelNoise
+from whence.methods.ridge import Ridge
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -242,6 +244,13 @@ def test_self_influence_and_leaving_samples_out(case):
     margins = (given - others).mean(axis=1)
     left_out = method.suspects(k=None, score="leave_one_out")
     tolerances.assert_close(left_out.scores, -margins[left_out.ids], tolerances.SOLVE)
+    if u.shape[1] == 1:  # one row of outputs a sample
+        ridge = Ridge.where_it_suits(method.layer, method.index)
+        evidence = [u[:, 0]] if ridge is None else [ridge.left_out(), u[:, 0]]
+        noise = LabelNoise.of(evidence, case.y[:N].reshape(N), centred=ridge is not None)
+        by_noise = method.suspects(k=None, score="label_noise")
+        assert by_noise.n_suspects is not None
+        tolerances.assert_close(by_noise.scores, noise.scores[by_noise.ids], tolerances.SOLVE)
 
 
 def test_groups_outputs_and_given_labels(case):
