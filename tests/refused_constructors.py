@@ -211,10 +211,6 @@ MODEL = {
         (lambda: keras.Sequential([keras.Input((2,)), layers.Dense(3)]),),
         ("loss_function", "not compiled", "None", "Pass loss_function="),
     ),
-    "several losses": (
-        (lambda: net({"head": "mse"}),),
-        ("loss_function", "one loss", "Dict", "one output"),
-    ),
 }
 
 LOSS = {

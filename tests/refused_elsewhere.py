@@ -138,7 +138,12 @@ ROWS = dict(rows_of_numbers()) | {
     ),
     "dataset, four parts": (
         lambda w: made([(X, Y, ONES, ONES)]),
-        ("batch 0 of dataset", "(inputs, labels", "a tuple of length 4", "Give the labels"),
+        (
+            "batch 0 of dataset",
+            "(inputs, labels",
+            "a tuple of length 4",
+            "Name its elements: InfluenceModel(..., batch=",
+        ),
     ),
     "dataset, a batch that is None": (
         lambda w: made([None]),
@@ -291,7 +296,7 @@ ROWS = dict(rows_of_numbers()) | {
     ),
     "page, samples that are a number": (
         lambda w: w.lje.explain(TESTED).save_html(w.path / "page.html", samples=3),
-        ("samples", "the 4 explained samples", "an int", "a dict from id"),
+        ("samples", "a sequence of samples", "an int", "a dict from id"),
     ),
     "page, samples that no one can see": (
         lambda w: w.lje.explain(TESTED).save_html(w.path / "page.html", samples=[None] * 4),

@@ -1,5 +1,6 @@
 """Local Jacobian expansion: complete, as the dense reference says, whatever the batches."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import reference
 from tolerances import FLOAT32, FLOAT64, SOLVE, assert_close
 
 import whence
+from whence import WhenceError
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
@@ -233,7 +235,8 @@ def test_default_arguments_are_the_documented_ones():
     assert about["decomposition"] == "exact"
     assert about["label"] == "predicted"
     net = plain.influence_model.model
-    assert about["model"] == f"{net.name} ({type(net).__name__})"
+    # without the number that Keras gives to a name of its own
+    assert about["model"] == f"{re.sub(r'_[0-9]+$', '', net.name)} ({type(net).__name__})"
     assert about["decomposes_prediction"] is True
     assert 0 < about["relative_residual"] < 1e-12
     assert about["damping"] == plain.ihvp.damping > 0
@@ -315,7 +318,7 @@ def wrapped(kind=as_sequential, dtype="float64"):
     return whence.InfluenceModel(kind(network(dtype), dtype), "head", loss_function=loss)
 
 
-def answers(model, train, evaluated, given_train=None):
+def answers(model, train, evaluated, given_train=None, is_ordered=True):
     """Everything that the methods say, put in the order of ``X`` by the inputs that come with it."""
     given_train = train if given_train is None else given_train
     lje = whence.RepresenterPointLJE(
@@ -331,11 +334,16 @@ def answers(model, train, evaluated, given_train=None):
             values[np.ix_(order(x, X_NEW), order(x_train))] = v
     for (x, _), v in lje.compute_influence_values(given_train):
         self_influence[order(x)] = v
-    suspects = lje.suspects(given_train, k=None, score="leave_one_out")
+    if is_ordered:
+        suspicion = np.sort(lje.suspects(given_train, k=None, score="leave_one_out").scores)
+    else:  # its positions would name other samples in the next pass
+        with pytest.raises(WhenceError, match="an order that stays"):
+            lje.suspects(given_train, k=None, score="leave_one_out")
+        suspicion = None
     best = np.full((T, 3), -1)
     for (x, _), _, x_train in lje.top_k(evaluated, given_train, k=3):
         best[order(x, X_NEW)] = np.reshape([order(rows) for rows in x_train], (-1, 3))
-    return values, self_influence, np.sort(suspects.scores), best
+    return values, self_influence, suspicion, best
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +353,8 @@ def expected_answers():
 
 def same(found, expected, tolerance):
     for mine, theirs in zip(found[:3], expected[:3], strict=True):
-        assert_close(mine, theirs, tolerance)
+        if mine is not None:
+            assert_close(mine, theirs, tolerance)
     np.testing.assert_array_equal(found[3], expected[3])
 
 
@@ -360,8 +369,9 @@ def test_shuffling_and_pipelines_change_nothing(expected_answers):
     train = samples.shuffle(N, seed=1, reshuffle_each_iteration=True).batch(7)
     piped = samples.map(lambda x, y: (x * 2 / 2, y)).cache().batch(4).prefetch(2)
     evaluated = batches(X_NEW, NEW_CLASSES, size=2).prefetch(1)
-    same(answers(wrapped(), train, evaluated), expected_answers, SOLVE)
-    same(answers(wrapped(), train, evaluated, given_train=piped), expected_answers, SOLVE)
+    same(answers(wrapped(), train, evaluated, is_ordered=False), expected_answers, SOLVE)
+    same(answers(wrapped(), train, evaluated, piped, is_ordered=False), expected_answers, SOLVE)
+    same(answers(wrapped(), piped, evaluated), expected_answers, SOLVE)
 
 
 @pytest.mark.parametrize("kind", [as_functional, AsSubclass])
