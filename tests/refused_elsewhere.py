@@ -142,7 +142,7 @@ ROWS = dict(rows_of_numbers()) | {
             "batch 0 of dataset",
             "(inputs, labels",
             "a tuple of length 4",
-            "Name its elements: InfluenceModel(..., batch=",
+            "InfluenceModel(..., batch=",
         ),
     ),
     "dataset, a batch that is None": (
@@ -296,7 +296,7 @@ ROWS = dict(rows_of_numbers()) | {
     ),
     "page, samples that are a number": (
         lambda w: w.lje.explain(TESTED).save_html(w.path / "page.html", samples=3),
-        ("samples", "a sequence of samples", "an int", "a dict from id"),
+        ("samples", "a sequence of samples", "an int", "what a person should see"),
     ),
     "page, samples that no one can see": (
         lambda w: w.lje.explain(TESTED).save_html(w.path / "page.html", samples=[None] * 4),
