@@ -41,6 +41,7 @@ def norms(matrices):
     return np.sqrt((matrices**2).sum(axis=(1, 2)))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("effect_on", ["loss", "pre_activation"])
 def test_dot_products(head, effect_on):
     method = made(whence.GradientDotProduct, head, effect_on=effect_on)
@@ -53,6 +54,7 @@ def test_dot_products(head, effect_on):
     assert_close(method.explain(head.new).totals * signs, expected.sum(axis=1), FLOAT64)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("effect_on", ["loss", "pre_activation"])
 def test_cosines(head, effect_on):
     method = made(whence.GradientCosine, head, effect_on=effect_on)
@@ -113,6 +115,7 @@ def test_cosines_leave_nothing_out(head):
 # ---- baselines ----------------------------------------------------------------------------------
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
 def test_similarity_is_a_vote_of_neighbours(head, use_bias):
     plain = Head(head.case, use_bias=use_bias)

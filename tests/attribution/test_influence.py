@@ -57,6 +57,7 @@ def test_influence_on_pre_activations(head):
     assert_close(self_values_of(method, head), own, SOLVE)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("effect_on", ["loss", "pre_activation"])
 def test_relative_influence(head, effect_on):
     moves = solved(head)
@@ -70,6 +71,7 @@ def test_relative_influence(head, effect_on):
         assert_close(self_values_of(method, head), plain / divisor, SOLVE)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("factory", [whence.ExactIHVPFactory(), whence.CGDIHVPFactory()], ids=type)
 @pytest.mark.parametrize("options", [{"leverage": True}, {"normalisation": "loss"}, {}], ids=str)
 def test_threads_give_the_same(options, factory):
@@ -85,6 +87,7 @@ def test_threads_give_the_same(options, factory):
     assert np.array_equal(here, beside)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("effect_on", ["loss", "pre_activation"])
 def test_leverage_is_a_newton_step_without_the_sample(head, effect_on):
     """``(H - K_i (x) phi_i phi_i^T / N)^{-1} g_i``, with the matrix written out for each sample."""
@@ -199,6 +202,7 @@ def test_groups_are_sums(head):
         method.influences(head.new, groups=groups / 2)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("effect_on", ["loss", "pre_activation"])
 def test_explain_agrees_with_the_contract(head, effect_on):
     method = made(head, effect_on=effect_on)

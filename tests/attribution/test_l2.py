@@ -48,12 +48,14 @@ def fitted(request, head):
     return made(head, fit_to=request.param), start.at(start.refit()), head
 
 
+@pytest.mark.pairwise
 def test_refit_is_the_minimum(fitted):
     method, expected, _ = fitted
     assert_close(method.refitted_layer.theta, expected.theta, REFIT)
     assert method.gradient_norm <= 1e-10
 
 
+@pytest.mark.pairwise
 def test_values_are_alpha_times_the_kernel(fitted):
     method, expected, head = fitted
     alpha = -expected.residuals / (2 * L2 * N)
@@ -64,6 +66,7 @@ def test_values_are_alpha_times_the_kernel(fitted):
     assert_close(self_values_of(method, head), np.abs(alpha[np.arange(N), outputs]), REFIT)
 
 
+@pytest.mark.pairwise
 def test_values_sum_to_what_the_refitted_layer_says(fitted):
     method, expected, head = fitted
     said = head.phi_new @ expected.theta

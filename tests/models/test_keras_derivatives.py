@@ -94,12 +94,14 @@ def differentiated(net, loss, x, labels, weight, use_bias):
     return gradients.numpy(), hessian.numpy()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
-    ("dtype", "use_bias"),
+    "kind",
     [("float64", True), ("float32", True), ("float64", False)],
     ids=["float64", "float32", "no bias"],
 )
-def test_residuals_gradients_hessian_and_its_product(case, dtype, use_bias):
+def test_residuals_gradients_hessian_and_its_product(case, kind):
+    dtype, use_bias = kind
     net, loss, x, labels, weight = make(case, dtype, use_bias)
     gradients, hessian = differentiated(net, loss, x, labels, weight, use_bias)
     model = whence.InfluenceModel(net, "head", loss_function=loss())
