@@ -102,7 +102,7 @@ class LabelErrors(BaseEstimator):
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = column_or_1d(labels, warn=True)
         self.estimator_: Any = estimator.fit(x, labels, **weights)
-        if x.ndim > 1:  # not texts
+        if len(x.shape) > 1:  # not texts
             self.n_features_in_: int = int(x.shape[1])
         for name in ("classes_", "feature_names_in_"):
             if hasattr(self.estimator_, name):

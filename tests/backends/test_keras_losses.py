@@ -313,6 +313,7 @@ ON_ONE = {
 SOME = ("huber", "a function")
 
 
+@pytest.mark.pairwise
 @pytest.mark.filterwarnings("ignore:.*second derivatives")
 @pytest.mark.parametrize("how", mostly_slow(SQUEEZED, "Reshape"))
 @pytest.mark.parametrize("name", mostly_slow(ON_ONE, *SOME))
