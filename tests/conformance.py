@@ -415,8 +415,9 @@ class Conformance:
         votes = ridge_without_each(PHI[:, :-1], np.eye(C)[Y])
         given = votes[np.arange(N), Y]
         votes[np.arange(N), Y] = -np.inf
-        suspects = lje.suspects(train, 5)
+        suspects = lje.suspects(train, 5, score="ridge")
         np.testing.assert_array_equal(suspects.ids, np.argsort(given - votes.max(axis=1))[:5])
+        assert lje.suspects(train, 5).score == "label_noise"
 
     def test_methods_of_the_contract_agree_with_each_other(self, framework, dtype, options):
         train = framework.batches(X.astype(dtype), Y)
