@@ -195,7 +195,7 @@ def test_it_is_filtered_by_text_and_by_label(chromium, demo_report):
         page.get_by_label("Given label").select_option("all")
         page.get_by_label("Model says").select_option("all")
         page.get_by_label("Filter").fill("WAS 7")
-        assert set(column(page, "Changed by the demo")) == {"was 7"}
+        assert set(column(page, "Note")) == {"was 7"}
         page.get_by_label("Filter").fill("nothing has this")
         assert status(page) == "No row matches, of 144"
         page.get_by_label("Filter").fill("")
@@ -223,7 +223,7 @@ def test_it_exports_what_is_shown(chromium, demo_report, tmp_path, has_script):
     with (tmp_path / "suspects.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == wanted
-    heads = ["rank", "id", "given label", "model says", "leave-one-out score", "Changed by the demo"]
+    heads = ["rank", "id", "given label", "model says", "leave-one-out score", "Note"]
     assert list(rows[0]) == heads
 
 
@@ -244,7 +244,7 @@ def test_it_is_used_by_keyboard_alone(chromium, demo_report):
             assert has_ring, f"nothing shows that {name} is reached"
             if name == "Filter":
                 page.keyboard.type("was 3")
-                assert set(column(page, "Changed by the demo")) == {"was 3"}
+                assert set(column(page, "Note")) == {"was 3"}
                 page.keyboard.press("Control+A")
                 page.keyboard.press("Delete")
             if name == "Given label" and "Export as CSV" not in reached:
@@ -272,7 +272,7 @@ def test_it_is_used_by_keyboard_alone(chromium, demo_report):
                 assert page.get_by_text("step size").is_visible()
                 break
         controls = ["Filter", "Given label", "Model says", "Export as CSV"]
-        heads = ["Rank", "Id", "Given label", "Model says", "Score", "Changed by the demo"]
+        heads = ["Rank", "Id", "Given label", "Model says", "Score", "Note"]
         in_order = [*controls, *heads, "Show 100 more", "Show all"]
         until = reached[: reached.index("Show all") + 1]
         assert [name for name in until if name in in_order] == in_order
