@@ -482,7 +482,7 @@ def register_dataset(name: str, accepts: Callable[[Any], bool]) -> Callable[[Any
     --------
     >>> class Twice:
     ...     batch = np.ones((2, 1)), np.zeros(2)
-    >>> @register_dataset("a Twice", lambda dataset: isinstance(dataset, Twice))
+    >>> @register_dataset("a Twice", lambda dataset: type(dataset).__name__ == "Twice")
     ... def open_twice(dataset, argument):
     ...     return SequenceDataset([dataset.batch] * 2, argument)
     >>> [batch.n_samples for batch in open_dataset(Twice())]
