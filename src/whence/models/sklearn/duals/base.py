@@ -111,6 +111,25 @@ class Dual(ABC):
         return WhenceError("train_set", f"what the {type(self.model).__name__} was fitted on", got, fix)
 
 
+class Average(Dual):
+    """A mean of the labels, by shares that sum to one: ``predict_proba``, or ``predict`` of values."""
+
+    @abstractmethod
+    def shares(self, x: Any) -> np.ndarray:
+        """Return the share of each training sample, shape ``(T, N)``."""
+
+    def _read(self) -> None:
+        self.intercept = np.zeros(1 if self.classes is None else len(self.classes))
+
+    def scores(self, x: Any) -> np.ndarray:
+        said = self.model.predict(x) if self.classes is None else self.model.predict_proba(x)
+        return np.asarray(said, dtype=np.float64).reshape(x.shape[0], -1)
+
+    def values(self, x: Any, outputs: np.ndarray) -> np.ndarray:
+        counts = self.y if self.classes is None else self.y == outputs[:, None]
+        return self.shares(x) * counts
+
+
 def matrix(x: Any) -> Any:
     """Return inputs as an array, or as the sparse matrix that they are."""
     return x if scipy.sparse.issparse(x) else np.asarray(x)

@@ -11,15 +11,22 @@ from typing import Any
 import numpy as np
 
 from whence.models.sklearn.class_weights import Counted, balanced, weights_by_class
-from whence.models.sklearn.duals.base import DUALS, Dual
+from whence.models.sklearn.duals.base import DUALS, Average
 
-__all__ = ["ForestClassifier", "ForestRegressor"]
+__all__ = ["Forest"]
 
 
-class _Forest(Dual):
+@DUALS.register("RandomForestClassifier")
+@DUALS.register("ExtraTreesClassifier")
+@DUALS.register("RandomForestRegressor")
+@DUALS.register("ExtraTreesRegressor")
+class Forest(Average):
+    """Reads forests of trees."""
+
     what = "shares in leaves"
 
     def _read(self) -> None:
+        super()._read()
         model = self.model
         if getattr(model, "n_outputs_", 1) > 1:
             raise self.refuse("several targets", "Fit one for each.")
@@ -63,39 +70,10 @@ class _Forest(Dual):
             weights = weights([(self.y, self.weight)])
         return np.ones(self.n_samples) if weights is None else weights[self.y]
 
-    def _shares(self, x: Any) -> np.ndarray:
+    def shares(self, x: Any) -> np.ndarray:
         reached = self.model.apply(x)
         result = np.zeros((x.shape[0], self.n_samples))
         for tree, counts in enumerate(self._counts):
             together = (reached[:, tree, None] == self._leaves[:, tree]) * counts
             result += together / np.maximum(together.sum(axis=1, keepdims=True), 1e-300)
         return result / len(self._counts)
-
-
-@DUALS.register("RandomForestClassifier")
-@DUALS.register("ExtraTreesClassifier")
-class ForestClassifier(_Forest):
-    """Reads forests of classification trees: scores are ``predict_proba``."""
-
-    def _read(self) -> None:
-        super()._read()
-        assert self.classes is not None
-        self.intercept = np.zeros(len(self.classes))
-
-    def scores(self, x: Any) -> np.ndarray:
-        return np.asarray(self.model.predict_proba(x), dtype=np.float64)
-
-    def values(self, x: Any, outputs: np.ndarray) -> np.ndarray:
-        return self._shares(x) * (self.y == outputs[:, None])
-
-
-@DUALS.register("RandomForestRegressor")
-@DUALS.register("ExtraTreesRegressor")
-class ForestRegressor(_Forest):
-    """Reads forests of regression trees."""
-
-    def scores(self, x: Any) -> np.ndarray:
-        return np.asarray(self.model.predict(x), dtype=np.float64).reshape(-1, 1)
-
-    def values(self, x: Any, outputs: np.ndarray) -> np.ndarray:
-        return self._shares(x) * self.y

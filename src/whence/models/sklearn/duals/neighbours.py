@@ -6,17 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from whence.models.sklearn.duals.base import DUALS, Dual
+from whence.models.sklearn.duals.base import DUALS, Average, Dual
 
-__all__ = ["CentroidDual", "NeighboursClassifier", "NeighboursRegressor"]
+__all__ = ["CentroidDual", "Neighbours"]
 
 
-class _Neighbours(Dual):
+@DUALS.register("KNeighborsClassifier")
+@DUALS.register("RadiusNeighborsClassifier")
+@DUALS.register("KNeighborsRegressor")
+@DUALS.register("RadiusNeighborsRegressor")
+class Neighbours(Average):
     """Shares ``w_i / sum w`` of the neighbours of a sample, by the estimator's own weights."""
 
     what = "votes of neighbours"
 
     def _read(self) -> None:
+        super()._read()
         known = getattr(self.model, "_fit_X", None)
         n_fit = int(self.model.n_samples_fit_)
         if n_fit != self.n_samples:
@@ -26,7 +31,7 @@ class _Neighbours(Dual):
         if self.y.ndim != 1:
             raise self.refuse("several targets", "Fit one for each.")
 
-    def _shares(self, x: Any) -> np.ndarray:
+    def shares(self, x: Any) -> np.ndarray:
         """Return the share of each training sample in each vote, shape ``(T, N)``."""
         model = self.model
         find = model.radius_neighbors if hasattr(model, "radius_neighbors") else model.kneighbors
@@ -48,35 +53,6 @@ def _weights(kind: Any, distances: np.ndarray) -> np.ndarray:
             return (distances == 0).astype(np.float64)
         return 1.0 / distances
     return np.asarray(kind(distances[None]), dtype=np.float64)[0]
-
-
-@DUALS.register("KNeighborsClassifier")
-@DUALS.register("RadiusNeighborsClassifier")
-class NeighboursClassifier(_Neighbours):
-    """Reads classifiers by neighbours: scores are ``predict_proba``."""
-
-    def _read(self) -> None:
-        super()._read()
-        assert self.classes is not None
-        self.intercept = np.zeros(len(self.classes))
-
-    def scores(self, x: Any) -> np.ndarray:
-        return np.asarray(self.model.predict_proba(x), dtype=np.float64)
-
-    def values(self, x: Any, outputs: np.ndarray) -> np.ndarray:
-        return self._shares(x) * (self.y == outputs[:, None])
-
-
-@DUALS.register("KNeighborsRegressor")
-@DUALS.register("RadiusNeighborsRegressor")
-class NeighboursRegressor(_Neighbours):
-    """Reads regressors by neighbours."""
-
-    def scores(self, x: Any) -> np.ndarray:
-        return np.asarray(self.model.predict(x), dtype=np.float64).reshape(-1, 1)
-
-    def values(self, x: Any, outputs: np.ndarray) -> np.ndarray:
-        return self._shares(x) * self.y
 
 
 @DUALS.register("NearestCentroid")
