@@ -120,7 +120,9 @@ class LabelErrors(BaseEstimator):
         self.ranking_: np.ndarray = np.asarray(ranked.ids)
         self.scores_: np.ndarray = np.empty(len(labels), dtype=np.float64)
         self.scores_[self.ranking_] = ranked.scores
-        self.n_errors_, self.interval_, self.noise_ = ranked.n_suspects, ranked.interval, ranked.noise
+        self.n_errors_: int | None = ranked.n_suspects
+        self.interval_: tuple[int, int] | None = ranked.interval
+        self.noise_: np.ndarray | None = ranked.noise
         return self
 
     def suspects(self, k: int | None = None) -> np.ndarray:

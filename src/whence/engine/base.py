@@ -192,7 +192,7 @@ class Threads(Engine):
     """
 
     def __init__(self, n_threads: int | None = None, *, concurrent_reads: bool = False) -> None:
-        self.concurrent_reads = bool(concurrent_reads)
+        self.concurrent_reads: bool = bool(concurrent_reads)
         if n_threads is not None:
             check_number(n_threads, "n_threads", minimum=1, integer=True)
         self.n_threads: int = int(n_threads or os.cpu_count() or 1)

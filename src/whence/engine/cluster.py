@@ -80,7 +80,7 @@ class Cluster(Engine):
         self.client = client
         self.resources = resources
         self.model = model
-        self.concurrent_reads = bool(concurrent_reads)
+        self.concurrent_reads: bool = bool(concurrent_reads)
 
     @property
     def is_remote(self) -> bool:

@@ -229,7 +229,7 @@ class InfluenceModel:
         #: Rows on which the loss was tried, until that has settled how it depends on them; then None.
         self._tried: tuple[np.ndarray, np.ndarray] | None = (np.zeros(0), np.zeros(0))
         #: Digests of all that shapes features and output.
-        self.digests = Digests(adapter.state)
+        self.digests: Digests = Digests(adapter.state)
         #: Two samples of the first batch, to see later what the model makes of them.
         self.kept_rows: Any = None
         self._n_samples: int | None = None  # known once a training set is indexed

@@ -75,7 +75,7 @@ class SeveralLayers:
     def __init__(self, chosen: str | tuple[str | int, ...], source: RowSource) -> None:
         self.chosen = chosen
         self.source = source
-        self.is_drawn = False
+        self.is_drawn: bool = False
         self._rng = np.random.default_rng(0)
 
     def rows(self, inputs: Any, by_output: Array) -> Rows:
