@@ -107,7 +107,7 @@ USES = {
     "demo": "from whence.cli import main; assert main(['demo', '-q', '-o', OUT + '/demo.html']) == 0",
     "distributed": ARRAYS
     + "import dask.distributed, upath\n"
-    + "from whence.engine.base import as_engine\n"
+    + "from whence.engine.chosen import as_engine\n"
     + "with dask.distributed.Client(processes=False, n_workers=1, dashboard_address=None) as client:\n"
     + "    as_engine(client)\n"
     + "from whence._paths import as_path\n"
