@@ -558,9 +558,9 @@ MUTANTS = [
     ),
     Mutant(
         "too many ids are taken",
-        "answers/questions.py",
-        "if names.shape != (n_explained,):",
-        "if names.shape < (n_explained,):",
+        "answers/reading.py",
+        "if names.shape != (n_samples,):",
+        "if names.shape < (n_samples,):",
         (f"{ARRAYS}test_as_many_ids",),
     ),
     Mutant(

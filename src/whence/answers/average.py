@@ -11,9 +11,9 @@ from whence._errors import WhenceError, described
 from whence.answers.contract import Attribution
 from whence.answers.explanation import Explanation
 from whence.answers.questions import members_of
-from whence.answers.reading import all_scores, at_most, check_k
+from whence.answers.reading import all_scores, at_most, check_k, checked_names
 from whence.answers.suspects import Suspects
-from whence.arrays.base import as_array, as_numpy
+from whence.arrays.base import as_numpy
 from whence.data.base import Batch, Dataset
 from whence.data.order import SampleNames, no_positions
 from whence.methods.question import join
@@ -70,12 +70,7 @@ class Average:
         joined = {key: join([part[key] for part in parts]) for key in parts[0]}
         rows, opponents = joined.pop("rows"), joined.pop("opponent_rows")
         n_explained = len(rows)
-        ids = named.names(n_explained)
-        fix = "Give them in the order of the samples."
-        expected = f"{n_explained} ids, one a sample"
-        names = np.arange(n_explained) if ids is None else as_array(ids, "ids", expected, fix)
-        if names.shape != (n_explained,):
-            raise WhenceError("ids", expected, f"shape {names.shape}", fix)
+        names = checked_names(named.names(n_explained), n_explained)
         return Explanation(
             ids=first.index.names(rows),
             opponent_ids=first.index.names(opponents),

@@ -8,7 +8,7 @@ import numpy as np
 
 from whence._errors import WhenceError, described
 from whence.answers.explanation import Explanation
-from whence.answers.reading import at_most, check_k
+from whence.answers.reading import at_most, check_k, checked_names
 from whence.arrays.base import as_array, row_slices
 from whence.data.tables import is_table, row_names, table_rows
 from whence.models.sklearn.duals import open_dual
@@ -76,12 +76,8 @@ class DualRepresenters:
             raise WhenceError("train_set", f"{x.shape[0]} labels", str(len(y)), "Give one for each sample.")
         self.estimator = estimator
         self._pipe, self._dual = open_dual(estimator, x, y, *weight)
-        expected, fix = f"{x.shape[0]} names, one a sample", "Give them in the order of the samples."
         given = row_names(train_set, "train_set") if ids is None else ids
-        names = np.arange(x.shape[0]) if given is None else as_array(given, "ids", expected, fix)
-        if names.shape != (x.shape[0],):
-            raise WhenceError("ids", expected, f"shape {names.shape}", fix)
-        self._names = names
+        self._names = checked_names(given, x.shape[0], "names")
 
     @property
     def intercept(self) -> np.ndarray:
@@ -117,11 +113,7 @@ class DualRepresenters:
         x, labels = _asked(samples)
         parts = [self._explained(_rows(x, rows), k, _cut(outputs, rows)) for rows in self._blocks(x)]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        expected, fix = f"{x.shape[0]} ids, one a sample", "Give them in the order of the samples."
-        given = row_names((x, None), "samples") if ids is None else ids
-        names = np.arange(x.shape[0]) if given is None else as_array(given, "ids", expected, fix)
-        if names.shape != (x.shape[0],):
-            raise WhenceError("ids", expected, f"shape {names.shape}", fix)
+        names = checked_names(row_names((x, None), "samples") if ids is None else ids, x.shape[0])
         rows, opponents = joined.pop("rows"), joined.pop("opponent_rows")
         y = self._dual.y
         return Explanation(

@@ -11,7 +11,7 @@ from whence._errors import WhenceError
 from whence.answers.accuracy import is_sum, sum_error
 from whence.answers.doubt import Doubt, doubt_by_label_noise, not_classes
 from whence.answers.explanation import Explanation
-from whence.answers.reading import Scorer, Vectors, all_scores, at_most, check_k
+from whence.answers.reading import Scorer, Vectors, all_scores, at_most, check_k, checked_names
 from whence.answers.suspects import Suspects
 from whence.arrays.base import as_array, as_numpy, check_finite, row_slices
 from whence.data.base import Batch, Dataset
@@ -89,11 +89,7 @@ class Answers(Scorer):
         if self.rule.solves_queries:
             measured["solver_error"] = float(solver_errors.max(initial=0.0))
         n_explained = joined["values"].shape[0]
-        ids = named.names(n_explained)
-        expected, fix = f"{n_explained} ids, one a sample", "Give them in the order of the samples."
-        names = np.arange(n_explained) if ids is None else as_array(ids, "ids", expected, fix)
-        if names.shape != (n_explained,):
-            raise WhenceError("ids", expected, f"shape {names.shape}", fix)
+        names = checked_names(named.names(n_explained), n_explained)
         rows, opponents = joined.pop("rows"), joined.pop("opponent_rows")
         return Explanation(
             ids=self.index.names(rows),

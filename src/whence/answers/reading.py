@@ -13,7 +13,7 @@ from whence._errors import WhenceError, check_choice, described, warn
 from whence.answers.accuracy import LARGEST_ERROR, Probe, refuse_if_eaten
 from whence.answers.matching import TrainingSet
 from whence.answers.over_layers import over_layers
-from whence.arrays.base import Array, as_numpy, check_number, row_slices
+from whence.arrays.base import Array, as_array, as_numpy, check_number, row_slices
 from whence.data.base import Batch
 from whence.engine.base import Engine, Serial, engine_of, parts_of
 from whence.engine.chosen import as_engine
@@ -39,6 +39,7 @@ __all__ = [
     "at_most",
     "check_k",
     "check_model",
+    "checked_names",
     "scores_of",
     "self_influence_of",
 ]
@@ -397,6 +398,15 @@ def check_k(k: Any) -> int:
     """Return ``k``, or raise unless it is an integer from 1 on."""
     check_number(k, "k", minimum=1, integer=True)
     return int(k)
+
+
+def checked_names(ids: Any, n_samples: int, noun: str = "ids") -> np.ndarray:
+    """Return the names of samples as an array, positions where there are none, or raise."""
+    expected, fix = f"{n_samples} {noun}, one a sample", "Give them in the order of the samples."
+    names = np.arange(n_samples) if ids is None else as_array(ids, "ids", expected, fix)
+    if names.shape != (n_samples,):
+        raise WhenceError("ids", expected, f"shape {names.shape}", fix)
+    return names
 
 
 def at_most(k: int, n_samples: int) -> int:
